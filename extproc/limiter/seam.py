@@ -1,0 +1,84 @@
+"""The seam between an exchange and whatever counts for it.
+
+A limiter answers at once when it can (the embedded one does) and hands back an awaitable when it
+must wait (a remote one). Callers test the answer with `isinstance(answer, Decision)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, Protocol
+
+Entry = tuple[str, str]
+Descriptor = tuple[Entry, ...]
+Metadata = tuple[tuple[str, str], ...]
+"""gRPC metadata passed on with a call: x-request-id, traceparent, tracestate, baggage."""
+
+MAX_HITS = 2**32 - 1
+"""`hits_addend` is a uint32 on the wire."""
+
+
+class Code(IntEnum):
+    """Overall code of envoy.service.ratelimit.v3.RateLimitResponse; the numbers are the wire's."""
+
+    UNKNOWN = 0
+    OK = 1
+    OVER_LIMIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a limiter is asked: envoy.service.ratelimit.v3.RateLimitRequest without its transport."""
+
+    domain: str
+    descriptors: tuple[Descriptor, ...]
+    hits_addend: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a limiter answers.
+
+    `headers` are for the client's response. `limit` names the limit that refused, where known.
+    """
+
+    code: Code
+    headers: tuple[tuple[str, str], ...] = ()
+    limit: str = ""
+
+
+Reason = Literal["unreachable", "deadline", "refused", "nonsense"]
+
+
+class LimiterError(Exception):
+    """No decision was reached.
+
+    `reason` is one of
+    - unreachable: no connection was made, so nothing can have been counted: safe to retry
+    - deadline: no answer in time; it may have been counted
+    - refused: the server answered with a gRPC error other than the two above
+    - nonsense: the answer could not be read
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+Answer = Decision | Awaitable[Decision]
+
+
+class Limiter(Protocol):
+    """Counts hits. Every method may raise LimiterError, at once or when awaited."""
+
+    def check(self, query: Query, metadata: Metadata = ()) -> Answer:
+        """Would one more hit be allowed by every matching limit? Changes nothing."""
+
+    def report(self, query: Query, metadata: Metadata = ()) -> Answer:
+        """Add `query.hits_addend` to every matching counter, also beyond its maximum."""
+
+    def should_rate_limit(self, query: Query, metadata: Metadata = ()) -> Answer:
+        """Check for `query.hits_addend` hits and add them unless a limit would be exceeded."""
