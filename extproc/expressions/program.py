@@ -43,9 +43,7 @@ class Expression:
             raise ExpressionError(_first_problem(str(error))) from None
         self.source = source
         self.variables = frozenset(self._program.variables())
-        self.functions = frozenset(
-            name for name in self._program.functions() if not _OPERATOR.match(name)
-        )
+        self.functions = frozenset(name for name in self._program.functions() if not _OPERATOR.match(name))
         if unknown := sorted(self.functions - BUILT_IN - LIBRARY.keys()):
             raise ExpressionError(f"unknown function `{unknown[0]}`")
 

@@ -74,9 +74,7 @@ _END = _Token("end", "")
 def find_references(source: str) -> References:
     """Read `source`, which must compile; raises ValueError when a body function's argument is not literal."""
     tokens = [
-        _Token(str(match.lastgroup), match.group())
-        for match in _TOKEN.finditer(source)
-        if match.lastgroup != "space"
+        _Token(str(match.lastgroup), match.group()) for match in _TOKEN.finditer(source) if match.lastgroup != "space"
     ]
     members: set[Path] = set()
     bound: set[str] = set()

@@ -1,0 +1,67 @@
+"""Reading a JSON body: whole when small, scanned when large."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import orjson
+
+from extproc.bodies.content import text_size
+from extproc.bodies.json_scanner import JsonScanner
+from extproc.bodies.pointers import PointerTree, Values
+
+
+class JsonReader:
+    """Holds up to `buffer` bytes and parses them at the end; beyond that hands over to a scanner.
+
+    A small document that is not valid JSON is scanned too, so that a truncated answer keeps the
+    values that did arrive, and so that the size alone never changes the answer.
+    """
+
+    __slots__ = ("_buffered", "_limit", "_pieces", "_scanner", "_tree", "text_bytes", "unread", "values")
+
+    def __init__(self, tree: PointerTree, buffer: int) -> None:
+        self.values: Values = {}
+        self.text_bytes = 0
+        self.unread: Literal["corrupt"] | None = None
+        self._tree = tree
+        self._limit = buffer
+        self._pieces: list[bytes] = []
+        self._buffered = 0
+        self._scanner: JsonScanner | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Read the next piece."""
+        if self._scanner is not None:
+            self._scanner.feed(data)
+            return
+        self._pieces.append(data)
+        self._buffered += len(data)
+        if self._buffered > self._limit:
+            self._scan()
+
+    def close(self) -> None:
+        """Parse what is held."""
+        if self._scanner is None:
+            body = b"".join(self._pieces)
+            if not body.strip():
+                return
+            try:
+                document: Any = orjson.loads(body)
+            except orjson.JSONDecodeError:
+                self.unread = "corrupt"
+                self._scan()
+            else:
+                self._pieces.clear()
+                self._tree.extract(document, self.values)
+                self.text_bytes = text_size(document)
+                return
+        assert self._scanner is not None
+        self._scanner.close()
+        self.text_bytes = self._scanner.text_bytes
+
+    def _scan(self) -> None:
+        self._scanner = JsonScanner(self._tree, self.values)
+        for piece in self._pieces:
+            self._scanner.feed(piece)
+        self._pieces.clear()

@@ -1,0 +1,490 @@
+"""The life of one HTTP exchange: messages go in, exactly one reply comes out for each, in order.
+
+    request_headers ──> route ──> actions before the call ──> reply: go on, or answer in the model's place
+    request_body    ──> (only where an expression reads it) the other actions before the call
+    response_headers──> read the answer? ──> reply: with what the limiter wants the client to see
+    response_body   ──> reply at once, read after; the last one settles
+    settle          ──> actions after the call: reports, exactly once, whatever ended the exchange
+
+An exchange does no I/O. Where a limiter answers at once, so does the exchange; where it must wait, `receive` gives
+back an awaitable. It keeps the plan that it began with, so that a reload never changes it half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Any, Final
+
+import cel
+
+from extproc import replies
+from extproc.bodies.reader import BodyReader
+from extproc.expressions import ExpressionError
+from extproc.limiter.reports import ReportQueue
+from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
+from extproc.plan.action import Action, ActionFailure, all_true
+from extproc.plan.bodies import BodyValues
+from extproc.plan.facts import RequestFacts
+from extproc.plan.hosts import normalise_host
+from extproc.plan.plan import ActionSet, Plan, Route
+from extproc.telemetry.metrics import Ending, Metrics, UsageSource
+from extproc.usage.estimate import estimate_tokens
+from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
+from extproc.wire.processing_mode_pb2 import ProcessingMode
+
+_LOG = logging.getLogger("extproc.exchange")
+_PROPAGATED = ("traceparent", "tracestate", "baggage")
+_FAILED = b"Internal Server Error.\n"
+
+NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
+FAILED: Final = replies.immediate(500, _FAILED, details="extproc_failure")
+GO_ON_READING_REQUEST: Final = replies.request_headers(replies.READ_REQUEST)
+READ_RESPONSE: Final = replies.response_headers(replies.READ_RESPONSE)
+IGNORE_RESPONSE: Final = replies.response_headers(replies.SKIP_BODIES)
+
+Reply = bytes
+Replies = Reply | Awaitable[Reply]
+
+
+class _State(Enum):
+    NEW = auto()
+    REQUEST = auto()
+    FORWARDED = auto()
+    READING = auto()
+    SETTLED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What exchanges share."""
+
+    metrics: Metrics
+    reports: ReportQueue
+
+
+class Exchange:
+    """One HTTP request and its response.
+
+    Call `receive` for each message and send its reply, then `digest`; call `close` when the stream is over for
+    whatever reason. None of them raises.
+    """
+
+    __slots__ = (
+        "_action_set",
+        "_bodies",
+        "_context",
+        "_duplex_request",
+        "_duplex_response",
+        "_facts",
+        "_headers",
+        "_next_action",
+        "_plan",
+        "_prompt_bytes",
+        "_reader",
+        "_received",
+        "_request_body",
+        "_request_reader",
+        "_shared",
+        "_state",
+        "_undigested",
+        "metadata",
+        "request_id",
+        "status",
+    )
+
+    def __init__(self, plan: Plan, shared: Surroundings) -> None:
+        self.request_id = ""
+        self.metadata: Metadata = ()
+        self.status = 0
+        self._plan = plan
+        self._shared = shared
+        self._state = _State.NEW
+        self._action_set: ActionSet | None = None
+        self._facts: RequestFacts | None = None
+        self._bodies = BodyValues()
+        self._context: cel.Context | None = None
+        self._headers: list[tuple[str, str]] = []
+        self._next_action = 0
+        self._request_reader: BodyReader | None = None
+        self._request_body: list[bytes] | None = None
+        self._prompt_bytes = 0
+        self._reader: BodyReader | None = None
+        self._received = 0
+        self._undigested = b""
+        self._duplex_request = False
+        self._duplex_response = False
+        shared.metrics.exchanges_open += 1
+
+    # ── messages ──────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, message: ProcessingRequest) -> Replies | None:
+        """The reply to one message; None for a message of no kind, which cannot be answered."""
+        kind = message.WhichOneof("request")
+        if kind is None:
+            return None
+        try:
+            reply = self._dispatch(kind, message)
+        except Exception:  # noqa: BLE001 - a defect must not end the stream, which would end the request
+            return self._crashed(kind)
+        return reply if isinstance(reply, bytes) else self._guarded(kind, reply)
+
+    def _dispatch(self, kind: str, message: ProcessingRequest) -> Replies:
+        if kind == "response_body":
+            return self._response_body(message)
+        if kind == "request_headers":
+            return self._request_headers(message)
+        if kind == "response_headers":
+            self._note_modes(message)
+            return self._response_headers(message)
+        if kind == "request_body":
+            self._note_modes(message)
+            return self._request_body_chunk(message)
+        if kind == "request_trailers":
+            return self._request_complete(replies.CONTINUE[kind])
+        return self._response_complete(replies.CONTINUE[kind])
+
+    async def _guarded(self, kind: str, reply: Awaitable[Reply]) -> Reply:
+        try:
+            return await reply
+        except Exception:  # noqa: BLE001 - as in `receive`
+            return self._crashed(kind)
+
+    def _crashed(self, kind: str) -> Reply:
+        """A defect of ours: before the call it is a missing decision, after it the answer goes on (G3)."""
+        _LOG.exception("internal error", extra={"fields": {"request_id": self.request_id, "message": kind}})
+        self._reader = None
+        actions = self._action_set.request_actions if self._action_set is not None else ()
+        before_call = kind in ("request_headers", "request_body", "request_trailers")
+        if before_call and self._state is not _State.FORWARDED and any(a.service.denies_on_failure for a in actions):
+            return self._fail("internal error", None)
+        self._shared.metrics.errors += 1
+        return replies.CONTINUE[kind]
+
+    def digest(self) -> None:
+        """Read what was answered before it was read."""
+        if self._undigested and self._reader is not None:
+            chunk, self._undigested = self._undigested, b""
+            self._reader.feed(chunk)
+
+    def close(self) -> None:
+        """The stream is over: settle with what is known, unless that is done."""
+        self._shared.metrics.exchanges_open -= 1
+        if self._state is not _State.SETTLED:
+            self._settle("aborted" if self._action_set is not None else "unmatched")
+        self._facts = None
+        self._context = None
+
+    # ── request ───────────────────────────────────────────────────────────────────────────────────
+
+    def _request_headers(self, message: ProcessingRequest) -> Replies:
+        if self._state is not _State.NEW:
+            return replies.CONTINUE["request_headers"]
+        self._note_modes(message)
+        facts = RequestFacts(message)
+        route = self._plan.hosts.find(normalise_host(facts.host))
+        try:
+            self._choose(route, facts)
+        except (ActionFailure, ExpressionError) as error:
+            return self._fail(f"route: {error}", None)
+        action_set = self._action_set
+        if action_set is None:
+            self._shared.metrics.misses += 1
+            self._shared.metrics.allowed += 1
+            self._end("unmatched")
+            return NOT_OURS
+        self._shared.metrics.hits += 1
+        self._state = _State.REQUEST
+        self._identify(facts)
+        length = facts.header("content-length") or ""
+        self._prompt_bytes = int(length) if length.isascii() and length.isdecimal() and len(length) < 16 else 0
+        whole = message.request_headers.end_of_stream or not action_set.needs_request_body
+        if not whole:
+            self._read_request(action_set, facts)
+        last = len(action_set.request_actions) if whole else action_set.before_body
+        strip = action_set.response_reader is not None and self._plan.strip_accept_encoding
+        remove = ("accept-encoding",) if strip and "accept-encoding" in facts.headers else ()
+        mode = None if whole else replies.READ_REQUEST
+        return self._run(last, replies.request_headers(mode, remove=remove), forwards=whole)
+
+    def _choose(self, route: Route | None, facts: RequestFacts) -> None:
+        """Find the first action set whose predicates hold; only the most specific host is asked (S0.9)."""
+        if route is None:
+            return
+        context: cel.Context | None = None
+        for action_set in route.action_sets:
+            if action_set.predicates:
+                context = context or route.scope.bind(facts, self._bodies)
+                if not all_true(action_set.predicates, context):
+                    continue
+            self._action_set = action_set
+            self._facts = facts if action_set.scope.attributes.needs_body else None
+            self._context = action_set.scope.bind(facts, self._bodies)
+            return
+
+    def _identify(self, facts: RequestFacts) -> None:
+        self.request_id = facts.header("x-request-id") or str(uuid.uuid4())
+        passed_on = ((name, facts.header(name)) for name in _PROPAGATED if name in facts.headers)
+        propagated = tuple((name, value) for name, value in passed_on if value and value.isascii())
+        self.metadata = (("x-request-id", self.request_id), *propagated)
+        if self._plan.request_id_header is not None:
+            self._headers.append((self._plan.request_id_header, self.request_id))
+
+    def _read_request(self, action_set: ActionSet, facts: RequestFacts) -> None:
+        assert action_set.request_reader is not None
+        encoding = facts.header("content-encoding") or ""
+        self._request_reader = action_set.request_reader.open("application/json", encoding)
+        if self._facts is not None:
+            self._request_body = []
+
+    def _request_body_chunk(self, message: ProcessingRequest) -> Replies:
+        chunk = message.request_body
+        reply = replies.echo("request_body", message) if self._duplex_request else replies.CONTINUE["request_body"]
+        if self._request_reader is None:
+            return reply
+        self._request_reader.feed(chunk.body)
+        if self._request_body is not None:
+            self._request_body.append(chunk.body)
+        return self._request_complete(reply) if _ends(chunk) else reply
+
+    def _request_complete(self, reply: Reply) -> Replies:
+        """The request has arrived in full: run the actions that waited for its body."""
+        reader, action_set = self._request_reader, self._action_set
+        if reader is None or action_set is None or self._state is not _State.REQUEST:
+            return reply
+        self._request_reader = None
+        reader.close()
+        self._bodies.request.update(reader.values)
+        self._prompt_bytes = reader.text_bytes or self._prompt_bytes
+        if self._request_body is not None and self._facts is not None and self._context is not None:
+            variables = action_set.scope.attributes.bind(self._facts, b"".join(self._request_body))
+            self._context.update(variables)
+            self._request_body = None
+        return self._run(len(action_set.request_actions), reply, forwards=True)
+
+    # ── actions before the call ───────────────────────────────────────────────────────────────────
+
+    def _run(self, last: int, reply: Reply, *, forwards: bool) -> Replies:
+        """Run the actions before `last`, then reply; a denial replaces the reply."""
+        assert self._action_set is not None
+        actions = self._action_set.request_actions
+        while self._next_action < last:
+            action = actions[self._next_action]
+            self._next_action += 1
+            answer = self._ask(action)
+            if answer is None:
+                continue
+            if not isinstance(answer, Decision | LimiterError | ActionFailure):
+                return self._wait(action, answer, last, reply, forwards=forwards)
+            denial = self._judge(action, answer)
+            if denial is not None:
+                return denial
+        if forwards:
+            self._state = _State.FORWARDED
+            self._shared.metrics.allowed += 1
+        return reply
+
+    async def _wait(
+        self, action: Action, answer: Awaitable[Decision], last: int, reply: Reply, *, forwards: bool
+    ) -> Reply:
+        try:
+            outcome: Decision | LimiterError = await answer
+        except LimiterError as error:
+            outcome = error
+        denial = self._judge(action, outcome)
+        if denial is not None:
+            return denial
+        rest = self._run(last, reply, forwards=forwards)
+        return rest if isinstance(rest, bytes) else await rest
+
+    def _ask(self, action: Action) -> Answer | LimiterError | ActionFailure | None:
+        """Ask the limiter; None when the action does not apply or needs no answer."""
+        assert self._context is not None
+        try:
+            asked = action.query(self._context)
+        except ActionFailure as failure:
+            return failure
+        if asked is None:
+            return None
+        query, _ = asked
+        if action.service.call == "report":
+            self._report(action, query)
+            return None
+        try:
+            return action.service.ask(query, self.metadata)
+        except LimiterError as error:
+            return error
+
+    def _judge(self, action: Action, outcome: Decision | LimiterError | ActionFailure) -> Reply | None:
+        """What a limiter's answer means for the request: None to go on, or the reply that ends it."""
+        if isinstance(outcome, Decision) and outcome.code is Code.OK:
+            self._headers.extend(outcome.headers)
+            return None
+        if isinstance(outcome, Decision) and outcome.code is Code.OVER_LIMIT:
+            return self._deny(outcome)
+        reason = "the limiter answered UNKNOWN" if isinstance(outcome, Decision) else str(outcome)
+        report = action.service.call == "report"  # never a guard (S0.15)
+        if action.service.denies_on_failure and not report:
+            return self._fail(reason, action)
+        self._shared.metrics.errors += 1
+        self._shared.metrics.action_failed(self._action_set_name)
+        self._log(logging.WARNING, "allowed without a decision", reason=reason, service=action.service.name)
+        return None
+
+    def _deny(self, decision: Decision) -> Reply:
+        assert self._action_set is not None
+        self._shared.metrics.denied += 1
+        self._end("denied")
+        self._log(logging.INFO, "denied", code="OVER_LIMIT", limit=decision.limit)
+        headers = [*self._headers, *decision.headers]
+        return replies.with_headers(self._action_set.over_limit, headers) if headers else self._action_set.over_limit
+
+    def _fail(self, reason: str, action: Action | None) -> Reply:
+        """No decision, and the service denies then: 500 (S0.14)."""
+        self._shared.metrics.errors += 1
+        self._shared.metrics.denied += 1
+        self._shared.metrics.action_failed(self._action_set_name)
+        self._end("error")
+        service = {} if action is None else {"service": action.service.name}
+        self._log(logging.ERROR, "denied: no decision", reason=reason, **service)
+        return replies.with_headers(FAILED, self._headers) if self._headers else FAILED
+
+    # ── response ──────────────────────────────────────────────────────────────────────────────────
+
+    def _response_headers(self, message: ProcessingRequest) -> Reply:
+        action_set = self._action_set
+        if action_set is None or self._state is _State.SETTLED:
+            return IGNORE_RESPONSE
+        sent = message.response_headers.headers.headers
+        headers = {header.key: header.raw_value or header.value.encode() for header in sent}
+        status = headers.get(":status", b"")
+        self.status = int(status) if status.isdigit() else 0
+        if not self._reads(action_set, ended=message.response_headers.end_of_stream):
+            self._settle("complete")
+            return self._with_headers(IGNORE_RESPONSE, replies.SKIP_BODIES)
+        assert action_set.response_reader is not None
+        self._state = _State.READING
+        self._reader = action_set.response_reader.open(
+            headers.get("content-type", b"").decode("latin-1"), headers.get("content-encoding", b"").decode("latin-1")
+        )
+        return self._with_headers(READ_RESPONSE, replies.READ_RESPONSE)
+
+    def _with_headers(self, plain: Reply, mode: ProcessingMode) -> Reply:
+        return replies.response_headers(mode, add=self._headers) if self._headers else plain
+
+    def _reads(self, action_set: ActionSet, *, ended: bool) -> bool:
+        """Whether the answer is worth reading: it has a body, and it is no error of the model (S0.D7, S0.23)."""
+        charged = self.status < 300 or self._plan.charge_errors
+        forwarded = self._state in (_State.REQUEST, _State.FORWARDED)
+        return action_set.response_reader is not None and forwarded and charged and not ended
+
+    def _response_body(self, message: ProcessingRequest) -> Replies:
+        chunk = message.response_body
+        reply = replies.echo("response_body", message) if self._duplex_response else replies.CONTINUE["response_body"]
+        if self._state is not _State.READING:
+            return reply
+        self.digest()
+        self._undigested = chunk.body
+        self._received += len(chunk.body)
+        return self._response_complete(reply) if _ends(chunk) else reply
+
+    def _response_complete(self, reply: Reply) -> Replies:
+        """The answer is over: settle, and hold the last reply until the reports are answered, but not for long."""
+        if self._state is not _State.READING:
+            return reply
+        pending = self._settle("complete")
+        return self._hold(reply, pending) if pending else reply
+
+    async def _hold(self, reply: Reply, pending: Sequence[asyncio.Task[None]]) -> Reply:
+        await asyncio.wait(pending, timeout=self._plan.report_wait)
+        return reply
+
+    # ── settling ──────────────────────────────────────────────────────────────────────────────────
+
+    def _settle(self, ending: Ending) -> list[asyncio.Task[None]]:
+        """End the exchange: report what the model used, if it was called and answered. The reports under way."""
+        reader, action_set, context = self._reader, self._action_set, self._context
+        self.digest()
+        self._end(ending)
+        if reader is None or action_set is None or context is None:
+            return []
+        self._reader = None
+        reader.close()
+        self._bodies.response.update(reader.values)
+        if reader.unread is not None:
+            self._shared.metrics.body_unread(reader.unread)
+        if not self._received:
+            return []
+        estimate = estimate_tokens(self._prompt_bytes, reader.text_bytes)
+        tasks = (self._settle_action(action, context, estimate) for action in action_set.response_actions)
+        return [task for task in tasks if task is not None]
+
+    def _settle_action(self, action: Action, context: cel.Context, estimate: int) -> asyncio.Task[None] | None:
+        try:
+            asked = action.query(context)
+        except ActionFailure as failure:
+            self._shared.metrics.errors += 1
+            self._shared.metrics.action_failed(self._action_set_name)
+            self._log(logging.WARNING, "rate limit report failed", reason=str(failure), service=action.service.name)
+            return None
+        if asked is None:
+            return None
+        query, known = asked
+        source: UsageSource = "reported"
+        if not known:
+            source, hits = self._without_usage(estimate)
+            query = replace(query, hits_addend=hits)
+        self._shared.metrics.usage_found(source)
+        return self._report(action, query, source)
+
+    def _without_usage(self, estimate: int) -> tuple[UsageSource, int]:
+        missing = self._plan.missing_usage
+        if missing.policy == "fixed":
+            return "fixed", missing.fixed
+        return ("estimated", estimate) if missing.policy == "estimate" else ("none", 0)
+
+    def _report(self, action: Action, query: Query, source: UsageSource = "reported") -> asyncio.Task[None] | None:
+        """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
+        self._log(
+            logging.INFO,
+            "consumed",
+            decision="allowed",
+            domain=query.domain,
+            hits_addend=query.hits_addend,
+            usage=source,
+            status=self.status,
+        )
+        if query.hits_addend == 0:
+            return None
+        self._shared.metrics.tokens_reported += query.hits_addend
+        return self._shared.reports.submit(action.service.ask, query, self.metadata, self.request_id)
+
+    def _end(self, ending: Ending) -> None:
+        self._state = _State.SETTLED
+        self._shared.metrics.exchange_ended(ending)
+
+    # ── helpers ───────────────────────────────────────────────────────────────────────────────────
+
+    def _note_modes(self, message: ProcessingRequest) -> None:
+        """The first message tells how bodies are sent; in full duplex they must be sent back."""
+        if self._state is _State.NEW and message.HasField("protocol_config"):
+            modes = message.protocol_config
+            self._duplex_request = modes.request_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
+            self._duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
+
+    def _log(self, level: int, event: str, **fields: Any) -> None:
+        if _LOG.isEnabledFor(level):
+            known = {"request_id": self.request_id, "action_set": self._action_set_name}
+            _LOG.log(level, event, extra={"fields": {**known, **fields}})
+
+    @property
+    def _action_set_name(self) -> str:
+        return self._action_set.name if self._action_set is not None else ""
+
+
+def _ends(chunk: HttpBody) -> bool:
+    return chunk.end_of_stream or chunk.end_of_stream_without_message

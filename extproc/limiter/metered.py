@@ -1,0 +1,61 @@
+"""Counting and timing the calls to a limiter."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from time import perf_counter
+from typing import Literal, Protocol
+
+from extproc.limiter.seam import Answer, Code, Decision, Limiter, LimiterError, Metadata, Query, Reason
+
+Method = Literal["check", "report", "should_rate_limit"]
+Result = Literal["ok", "over_limit", "unknown"] | Reason
+_RESULTS: dict[Code, Result] = {Code.OK: "ok", Code.OVER_LIMIT: "over_limit", Code.UNKNOWN: "unknown"}
+
+
+class CallMetrics(Protocol):
+    """What is counted; satisfied by extproc.telemetry.metrics.Metrics."""
+
+    def limiter_call(self, endpoint: str, method: Method, result: Result, seconds: float, /) -> None:
+        """One call, its result and how long the answer took."""
+
+
+class MeteredLimiter:
+    """A limiter that counts what another one answers."""
+
+    __slots__ = ("_endpoint", "_limiter", "_metrics")
+
+    def __init__(self, limiter: Limiter, endpoint: str, metrics: CallMetrics) -> None:
+        self._limiter = limiter
+        self._endpoint = endpoint
+        self._metrics = metrics
+
+    def check(self, query: Query, metadata: Metadata = ()) -> Answer:
+        """As the limiter's."""
+        started = perf_counter()
+        return self._count("check", started, self._limiter.check(query, metadata))
+
+    def report(self, query: Query, metadata: Metadata = ()) -> Answer:
+        """As the limiter's."""
+        started = perf_counter()
+        return self._count("report", started, self._limiter.report(query, metadata))
+
+    def should_rate_limit(self, query: Query, metadata: Metadata = ()) -> Answer:
+        """As the limiter's."""
+        started = perf_counter()
+        return self._count("should_rate_limit", started, self._limiter.should_rate_limit(query, metadata))
+
+    def _count(self, method: Method, started: float, answer: Answer) -> Answer:
+        if not isinstance(answer, Decision):
+            return self._counted(method, started, answer)
+        self._metrics.limiter_call(self._endpoint, method, _RESULTS[answer.code], perf_counter() - started)
+        return answer
+
+    async def _counted(self, method: Method, started: float, answer: Awaitable[Decision]) -> Decision:
+        try:
+            decision = await answer
+        except LimiterError as error:
+            self._metrics.limiter_call(self._endpoint, method, error.reason, perf_counter() - started)
+            raise
+        self._metrics.limiter_call(self._endpoint, method, _RESULTS[decision.code], perf_counter() - started)
+        return decision

@@ -1,0 +1,119 @@
+"""Reports on their way to a limiter: in tasks of their own, so that they outlive the exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
+
+_LOG = logging.getLogger("extproc.report")
+Ask = Callable[[Query, Metadata], Answer]
+FIRST_RETRY = 0.1
+LONGEST_RETRY = 5.0
+
+
+class ReportMetrics(Protocol):
+    """What the queue counts; satisfied by extproc.telemetry.metrics.Metrics."""
+
+    report_retries: int
+    reports_pending: int
+
+    def report_ended(self, result: Literal["sent", "dropped", "failed"], /) -> None:
+        """A report was taken by the limiter, had no room in the queue, or was given up."""
+
+
+class ReportQueue:
+    """Sends reports, at most `capacity` under way at a time.
+
+    A report is sent again, with growing pauses for at most `retry_for` seconds, only while no connection to the
+    limiter can be made: then it cannot have been counted. After a deadline or any other error it may have been, and
+    counting twice is worse than losing one. Every report that is lost is logged and counted.
+    """
+
+    def __init__(self, metrics: ReportMetrics, *, capacity: int, retry_for: float) -> None:
+        self.capacity = capacity
+        self.retry_for = retry_for
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """How many reports are under way."""
+        return len(self._tasks)
+
+    def submit(self, ask: Ask, query: Query, metadata: Metadata, request_id: str) -> asyncio.Task[None] | None:
+        """Send `query` with `ask`, a limiter's method. The task that does, None when it is done. Never raises."""
+        if len(self._tasks) >= self.capacity:
+            self._metrics.report_ended("dropped")
+            fields = _fields(query, request_id)
+            _LOG.warning("rate limit report dropped: %d are under way", len(self._tasks), extra=fields)
+            return None
+        try:
+            answer = ask(query, metadata)
+        except LimiterError as error:
+            self._lost(query, request_id, error)
+            return None
+        if isinstance(answer, Decision):
+            self._done(query, request_id, answer)
+            return None
+        task = asyncio.create_task(self._send(ask, query, metadata, request_id, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        self._metrics.reports_pending = len(self._tasks)
+        return task
+
+    async def flush(self, deadline: float) -> int:
+        """Wait at most `deadline` seconds for all reports and give up the others; how many were given up."""
+        if not self._tasks:
+            return 0
+        _, late = await asyncio.wait(self._tasks, timeout=deadline)
+        for task in late:
+            task.cancel()
+            self._metrics.report_ended("dropped")
+        return len(late)
+
+    async def _send(
+        self, ask: Ask, query: Query, metadata: Metadata, request_id: str, answer: Awaitable[Decision]
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        give_up = clock() + self.retry_for
+        pause = FIRST_RETRY
+        while True:
+            try:
+                self._done(query, request_id, await answer)
+                return
+            except LimiterError as error:
+                if error.reason != "unreachable" or clock() + pause > give_up:
+                    self._lost(query, request_id, error)
+                    return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_RETRY)
+            self._metrics.report_retries += 1
+            answer = _again(ask, query, metadata)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._metrics.reports_pending = len(self._tasks)
+
+    def _done(self, query: Query, request_id: str, decision: Decision) -> None:
+        """The answer to a report decides nothing: OVER_LIMIT only means that the next check will fail."""
+        if decision.code is Code.UNKNOWN:
+            self._metrics.report_ended("failed")
+            _LOG.warning("rate limit report failed: the limiter answered UNKNOWN", extra=_fields(query, request_id))
+        else:
+            self._metrics.report_ended("sent")
+
+    def _lost(self, query: Query, request_id: str, error: LimiterError) -> None:
+        self._metrics.report_ended("failed")
+        _LOG.warning("rate limit report failed: %s", error, extra=_fields(query, request_id))
+
+
+async def _again(ask: Ask, query: Query, metadata: Metadata) -> Decision:
+    answer = ask(query, metadata)
+    return answer if isinstance(answer, Decision) else await answer
+
+
+def _fields(query: Query, request_id: str) -> dict[str, object]:
+    return {"fields": {"request_id": request_id, "domain": query.domain, "hits_addend": query.hits_addend}}

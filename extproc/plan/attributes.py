@@ -1,0 +1,170 @@
+"""From the attributes that expressions name to the variables they see.
+
+Attributes are wasm-shim's (and so Envoy's). One that Envoy did not send is null. Only what some expression of
+an action set names is gathered, and of `request.headers` only the headers that are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from extproc.plan.facts import RequestFacts
+
+ROOTS = frozenset({"request", "source", "destination", "connection", "metadata", "auth", "xds"})
+"""Variables that an expression may name."""
+
+AUTH_NAMESPACE = "envoy.filters.http.ext_authz"
+"""Dynamic metadata of an ext_authz server (Authorino) in front of us; it is what `auth` shows."""
+
+BODY_ATTRIBUTES = frozenset({("request", "body"), ("request", "raw_body")})
+
+Path = tuple[str, ...]
+Variables = dict[str, Any]
+
+
+def _url_path(facts: RequestFacts) -> str | None:
+    path = facts.header(":path")
+    return None if path is None else path.partition("?")[0]
+
+
+def _query(facts: RequestFacts) -> str | None:
+    path = facts.header(":path")
+    return None if path is None else path.partition("?")[2]
+
+
+def _request_id(facts: RequestFacts) -> Any:
+    return facts.header("x-request-id") or facts.attribute("request.id")
+
+
+def _time(facts: RequestFacts) -> datetime:
+    return datetime.now(UTC)
+
+
+def _grpc(facts: RequestFacts) -> dict[str, str] | None:
+    parts = (_url_path(facts) or "").split("/")
+    if not (facts.header("content-type") or "").startswith("application/grpc") or len(parts) != 3:
+        return None
+    return {"service": parts[1], "method": parts[2]}
+
+
+def _remote_address(facts: RequestFacts) -> str | None:
+    address = facts.attribute("source.address")
+    return host_of(address) if isinstance(address, str) else None
+
+
+_DERIVED: dict[Path, Callable[[RequestFacts], Any]] = {
+    ("request", "context_extensions"): lambda facts: {},
+    ("request", "grpc"): _grpc,
+    ("request", "host"): lambda facts: facts.host or None,
+    ("request", "id"): _request_id,
+    ("request", "method"): lambda facts: facts.header(":method"),
+    ("request", "path"): lambda facts: facts.header(":path"),
+    ("request", "query"): _query,
+    ("request", "referer"): lambda facts: facts.header("referer"),
+    ("request", "scheme"): lambda facts: facts.header(":scheme"),
+    ("request", "time"): _time,
+    ("request", "url_path"): _url_path,
+    ("request", "useragent"): lambda facts: facts.header("user-agent"),
+    ("source", "remote_address"): _remote_address,
+}
+_SENT = {
+    "request": ("duration", "protocol", "size", "total_size"),
+    "source": ("address", "port", "service", "principal", "certificate", "labels"),
+    "destination": ("address", "port", "service", "principal", "certificate", "labels"),
+    "connection": (
+        "dns_san_local_certificate",
+        "dns_san_peer_certificate",
+        "id",
+        "mtls",
+        "requested_server_name",
+        "sha256_peer_certificate_digest",
+        "subject_local_certificate",
+        "subject_peer_certificate",
+        "termination_details",
+        "tls_version",
+        "transport_failure_reason",
+        "uri_san_local_certificate",
+        "uri_san_peer_certificate",
+    ),
+    "xds": (
+        "cluster_name",
+        "filter_chain_name",
+        "listener_direction",
+        "listener_metadata",
+        "route_metadata",
+        "route_name",
+        "upstream_host_metadata",
+        "virtual_host_name",
+    ),
+}
+KNOWN = frozenset(
+    {*_DERIVED, *BODY_ATTRIBUTES, ("request", "headers")}
+    | {(root, name) for root, names in _SENT.items() for name in names}
+)
+"""Attributes that are something; any other is null unless Envoy happens to send it by that name."""
+
+
+class Attributes:
+    """Gathers what a set of expressions names."""
+
+    __slots__ = ("_all_headers", "_auth", "_headers", "_metadata", "_named", "needs_body")
+
+    def __init__(self, members: Iterable[Path]) -> None:
+        named: set[Path] = set()
+        headers: set[str] = set()
+        self._all_headers = False
+        self._auth = False
+        self._metadata = False
+        for member in members:
+            root = member[0]
+            if root == "auth":
+                self._auth = True
+            elif root == "metadata":
+                self._metadata = True
+            elif root not in ROOTS:
+                continue
+            elif member[:2] == ("request", "headers"):
+                self._all_headers |= len(member) == 2
+                headers.update(member[2:3])
+            elif len(member) == 1:
+                named.update(known for known in KNOWN - BODY_ATTRIBUTES if known[0] == root)
+                self._all_headers |= root == "request"
+            else:
+                named.add(member[:2])
+        self._headers = tuple(sorted(name.lower() for name in headers))
+        self._named = tuple(sorted(named - {("request", "headers")}))
+        self.needs_body = bool(BODY_ATTRIBUTES & named)
+
+    def bind(self, facts: RequestFacts, body: bytes | None = None) -> Variables:
+        """The variables for one request; `body` where it is known by now."""
+        variables: Variables = {}
+        for path in self._named:
+            root, name = path
+            if path in _DERIVED:
+                value = _DERIVED[path](facts)
+            elif path in BODY_ATTRIBUTES:
+                value = None if body is None else body if name == "raw_body" else body.decode("utf-8", "replace")
+            else:
+                value = facts.attribute(f"{root}.{name}")
+            variables.setdefault(root, {})[name] = value
+        if self._all_headers:
+            headers = {name: value.decode("utf-8", "replace") for name, value in facts.headers.items()}
+            variables.setdefault("request", {})["headers"] = headers
+        elif self._headers:
+            present = {name: facts.header(name) for name in self._headers if name in facts.headers}
+            variables.setdefault("request", {})["headers"] = present
+        if self._metadata:
+            variables["metadata"] = {"filter_metadata": {name: facts.namespace(name) for name in facts.metadata}}
+        if self._auth:
+            variables["auth"] = facts.namespace(AUTH_NAMESPACE)
+        return variables
+
+
+def host_of(address: str) -> str:
+    """An address without its port: `10.0.0.1:80`, `[::1]:80` and bare hosts."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, colon, port = address.rpartition(":")
+    return host if colon and port.isdecimal() and ":" not in host else address

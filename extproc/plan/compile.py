@@ -1,0 +1,278 @@
+"""From a configuration to a plan: every expression compiled, every need known, every mistake named by its field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from extproc import replies
+from extproc.bodies.reader import BodyLimits, ReaderFactory
+from extproc.config.errors import ConfigError, Problem
+from extproc.config.model import Action as ActionConfig
+from extproc.config.model import ActionSet as ActionSetConfig
+from extproc.config.model import Config, DenyWith, Fixed
+from extproc.config.model import Service as ServiceConfig
+from extproc.expressions import Expression, ExpressionError, PointerCall
+from extproc.expressions.functions import LIBRARY
+from extproc.limiter.seam import MAX_HITS, Limiter
+from extproc.plan.action import Action, Block, Call, Item, Phase, Service
+from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, Attributes
+from extproc.plan.hosts import HostTable
+from extproc.plan.plan import ActionSet, MissingUsage, Plan, Route, Scope
+
+DOMAIN = "ratelimit.domain"
+HITS_ADDEND = "ratelimit.hits_addend"
+_CALLS: dict[str, Call] = {
+    "ratelimit": "should_rate_limit",
+    "ratelimit-check": "check",
+    "ratelimit-report": "report",
+}
+_TYPES = frozenset({"bool", "bytes", "double", "dyn", "int", "list", "map", "null_type", "string", "type", "uint"})
+_RESPONSE_BODY = re.compile(r"\bresponseBodyJSON\s*\(")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A plan, and what an operator should know about it though it is valid."""
+
+    plan: Plan
+    warnings: tuple[Problem, ...]
+
+
+def compile_plan(config: Config, limiter_for: Callable[[ServiceConfig], Limiter]) -> Compiled:
+    """Compile `config`; `limiter_for(service)` gives the limiter that a service talks to.
+
+    Raises ConfigError with every problem found.
+    """
+    return _Compiler(config, limiter_for).run()
+
+
+class _Compiler:
+    def __init__(self, config: Config, limiter_for: Callable[[ServiceConfig], Limiter]) -> None:
+        self._config = config
+        self._problems: list[Problem] = []
+        self._warnings: list[Problem] = []
+        self._services = {
+            name: _service(name, service, limiter_for(service))
+            for name, service in config.services.items()
+            if service.type in _CALLS
+        }
+        self._labels = self._request_data()
+
+    def run(self) -> Compiled:
+        by_host: dict[str, list[ActionSet]] = {}
+        action_sets: list[ActionSet] = []
+        for index, action_set in enumerate(self._config.action_sets):
+            compiled = self._action_set(action_set, f"actionSets[{index}]")
+            action_sets.append(compiled)
+            for hostname in dict.fromkeys(name.lower() for name in action_set.route_rule_conditions.hostnames):
+                by_host.setdefault(hostname, []).append(compiled)
+        if self._problems:
+            raise ConfigError(self._problems)
+        missing = self._config.on_missing_usage
+        plan = Plan(
+            action_sets=tuple(action_sets),
+            hosts=HostTable({host: _route(host, sets) for host, sets in by_host.items()}),
+            missing_usage=MissingUsage("fixed", missing.fixed) if isinstance(missing, Fixed) else MissingUsage(missing),
+            charge_errors=self._config.charge_errors,
+            strip_accept_encoding=self._config.strip_accept_encoding,
+            report_wait=self._config.report.wait,
+            request_id_header=self._config.observability.http_header_identifier,
+        )
+        return Compiled(plan, tuple(self._warnings))
+
+    def _action_set(self, config: ActionSetConfig, path: str) -> ActionSet:
+        conditions = config.route_rule_conditions
+        predicates = self._predicates(conditions.predicates, f"{path}.routeRuleConditions.predicates")
+        if any(predicate.references.calls or _body_members(predicate) for predicate in predicates):
+            self._problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
+        actions = [self._action(action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
+        known = _in_order(action for action in actions if action is not None)
+        request = [action for action in known if action.phase is not Phase.RESPONSE]
+        response = [action for action in known if action.phase is Phase.RESPONSE]
+        expressions = [*predicates, *(e for action in known for e in _expressions_of(action))]
+        calls = [call for expression in expressions for call in expression.references.calls]
+        raw_body = any(_body_members(expression) for expression in expressions)
+        return ActionSet(
+            name=config.name,
+            predicates=predicates,
+            scope=_scope(expressions),
+            actions=tuple(known),
+            request_actions=tuple(request),
+            before_body=sum(action.phase is Phase.REQUEST_HEADERS for action in request),
+            response_actions=tuple(response),
+            request_reader=self._reader("request", calls, needed=raw_body),
+            response_reader=self._reader("response", calls, needed=bool(response)),
+            over_limit=_over_limit(config.deny_with or self._config.deny_with),
+        )
+
+    def _reader(self, body: str, calls: Sequence[PointerCall], *, needed: bool) -> ReaderFactory | None:
+        pointers = frozenset(pointer for call in calls if call.body == body for pointer in call.pointers)
+        if not pointers and not needed:
+            return None
+        bodies = self._config.bodies
+        limits = BodyLimits(bodies.json_buffer, bodies.sse_event, bodies.decoded)
+        count_text = self._config.on_missing_usage == "estimate"
+        return ReaderFactory(pointers, limits, count_text=count_text)
+
+    def _action(self, config: ActionConfig, path: str) -> Action | None:
+        service = self._services.get(config.service)
+        predicates = self._predicates(config.predicates, f"{path}.predicates")
+        blocks: list[Block] = []
+        special: dict[str, str | Expression] = {}
+        for i, block in enumerate(config.conditional_data):
+            items: list[Item] = []
+            for j, data in enumerate(block.data):
+                key, at = data.item.key, f"{path}.conditionalData[{i}].data[{j}]"
+                value = self._value(data.item.value, f"{at}.expression.value") if data.expression else data.item.value
+                if value is None:
+                    continue
+                if key in (DOMAIN, HITS_ADDEND):
+                    self._static(key, value, f"{at}.static.value")
+                    special.setdefault(key, value)
+                else:
+                    items.append(Item(key, value))
+            blocks.append(
+                Block(self._predicates(block.predicates, f"{path}.conditionalData[{i}].predicates"), tuple(items))
+            )
+        if service is None:
+            return None
+        self._bypass(predicates, f"{path}.predicates")
+        for i, compiled in enumerate(blocks):
+            self._bypass(compiled.predicates, f"{path}.conditionalData[{i}].predicates")
+        domain, hits = special.get(DOMAIN), special.get(HITS_ADDEND)
+        labels = tuple(
+            item
+            for item in self._labels
+            if service.call == "report"
+            or not (isinstance(item.value, Expression) and _RESPONSE_BODY.search(item.value.source))
+        )
+        action = Action(service, Phase.REQUEST_HEADERS, config.scope, predicates, tuple(blocks), domain, hits, labels)
+        phase = max((_phase(expression) for expression in _expressions_of(action)), default=Phase.REQUEST_HEADERS)
+        if phase is Phase.RESPONSE and service.call != "report":
+            self._warn(path, f"`{config.service}` needs the answer of the model, so it counts but can deny nothing")
+        return replace(action, phase=phase)
+
+    def _static(self, key: str, value: str | Expression, path: str) -> None:
+        if isinstance(value, Expression):
+            return
+        if key == DOMAIN and not value:
+            self._problem(path, "`ratelimit.domain` must not be empty")
+        if key == HITS_ADDEND and not (value.isascii() and value.isdecimal() and int(value) <= MAX_HITS):
+            self._problem(path, f"`ratelimit.hits_addend` is a whole number from 0 to {MAX_HITS}, found `{value}`")
+
+    def _request_data(self) -> tuple[Item, ...]:
+        """The second descriptor: sorted, keys without the `metrics.labels.` prefix (wasm-shim)."""
+        found: list[tuple[str, str, Item]] = []
+        for key, source in self._config.request_data.items():
+            value = self._value(source, f"requestData.{key}")
+            domain, _, field = key.rpartition(".")
+            if value is not None:
+                name = field if domain in ("", "metrics.labels") else key
+                found.append((domain, field, Item(name, value)))
+        return tuple(item for _, _, item in sorted(found, key=lambda entry: entry[:2]))
+
+    def _predicates(self, sources: Sequence[str], path: str) -> tuple[Expression, ...]:
+        compiled = (self._value(source, f"{path}[{i}]") for i, source in enumerate(sources))
+        return tuple(expression for expression in compiled if expression is not None)
+
+    def _value(self, source: str, path: str) -> Expression | None:
+        try:
+            expression = Expression(source)
+        except ExpressionError as error:
+            self._problem(path, f"invalid CEL expression `{_shorten(source)}`: {error}")
+            return None
+        names = expression.variables - expression.references.locals - _TYPES - ROOTS
+        if names:
+            self._problem(
+                path,
+                f"unknown variable `{min(names)}` in `{_shorten(source)}`, known are {', '.join(sorted(ROOTS))}",
+            )
+            return None
+        for member in sorted(expression.references.members):
+            self._unknown_attribute(member, path)
+        return expression
+
+    def _unknown_attribute(self, member: tuple[str, ...], path: str) -> None:
+        if len(member) > 1 and member[0] in ROOTS - {"auth", "metadata"} and member[:2] not in KNOWN:
+            name = ".".join(member[:2])
+            self._warn(path, f"`{name}` is no attribute Envoy knows; it is null unless Envoy sends one by that name")
+        if member[:2] == ("request", "headers") and len(member) > 2 and not member[2].islower():
+            self._warn(path, f"header names are lower case in `request.headers`: `{member[2]}` is never there")
+
+    def _bypass(self, predicates: Iterable[Expression], path: str) -> None:
+        """S0.D9: a query string is enough to escape a comparison with the whole path."""
+        for expression in predicates:
+            if re.search(r"\brequest\.path\s*==", expression.source) or re.search(
+                r"==\s*request\.path\b", expression.source
+            ):
+                self._warn(
+                    path,
+                    f"`{expression.source}` can be bypassed: `request.path` includes the query string, "
+                    "so a client escapes by adding `?x=1`; use `request.url_path`",
+                )
+
+    def _problem(self, path: str, message: str) -> None:
+        self._problems.append(Problem(path, message))
+
+    def _warn(self, path: str, message: str) -> None:
+        self._warnings.append(Problem(path, message))
+
+
+def _service(name: str, config: ServiceConfig, limiter: Limiter) -> Service:
+    call = _CALLS[config.type]
+    asks = {"check": limiter.check, "report": limiter.report, "should_rate_limit": limiter.should_rate_limit}
+    return Service(name, call, asks[call], config.failure_mode == "deny")
+
+
+def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
+    predicates = [predicate for action_set in action_sets for predicate in action_set.predicates]
+    return Route(pattern, _scope(predicates), tuple(action_sets))
+
+
+def _scope(expressions: Iterable[Expression]) -> Scope:
+    members: set[tuple[str, ...]] = set()
+    functions: set[str] = set()
+    for expression in expressions:
+        members |= expression.references.members
+        functions |= expression.functions
+    bodies = {"requestBodyJSON", "responseBodyJSON"}
+    return Scope(Attributes(members), frozenset(functions & (LIBRARY.keys() | bodies)))
+
+
+def _in_order(actions: Iterable[Action]) -> list[Action]:
+    """Before the call of the model, an action behind one that waits for the body waits too."""
+    ordered: list[Action] = []
+    waiting = False
+    for action in actions:
+        waiting |= action.phase is Phase.REQUEST_BODY
+        delayed = waiting and action.phase is Phase.REQUEST_HEADERS
+        ordered.append(replace(action, phase=Phase.REQUEST_BODY) if delayed else action)
+    return ordered
+
+
+def _expressions_of(action: Action) -> list[Expression]:
+    items = [*(item for block in action.blocks for item in block.items), *action.labels]
+    values = [action.domain, action.hits, *(item.value for item in items)]
+    predicates = [*action.predicates, *(predicate for block in action.blocks for predicate in block.predicates)]
+    return [*predicates, *(value for value in values if isinstance(value, Expression))]
+
+
+def _phase(expression: Expression) -> Phase:
+    bodies = {call.body for call in expression.references.calls}
+    if "response" in bodies:
+        return Phase.RESPONSE
+    return Phase.REQUEST_BODY if "request" in bodies or _body_members(expression) else Phase.REQUEST_HEADERS
+
+
+def _body_members(expression: Expression) -> bool:
+    return any(member[:2] in BODY_ATTRIBUTES for member in expression.references.members)
+
+
+def _over_limit(deny: DenyWith) -> bytes:
+    return replies.immediate(deny.status, deny.body.encode(), deny.headers.items(), details="over_limit")
+
+
+def _shorten(source: str) -> str:
+    return source if len(source) <= 80 else source[:77] + "..."

@@ -1,0 +1,69 @@
+"""What Envoy tells about one request, read once from the first message."""
+
+from __future__ import annotations
+
+from google.protobuf.struct_pb2 import Struct, Value
+
+from extproc.wire.external_processor_pb2 import ProcessingRequest
+
+FILTER = "envoy.filters.http.ext_proc"
+"""The key under which Envoy sends `request_attributes`."""
+
+JsonValue = None | bool | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+
+
+class RequestFacts:
+    """Headers, attributes and dynamic metadata of one request.
+
+    Header names are lower case (Envoy's doing), pseudo headers included. Values that are not UTF-8 have the
+    offending bytes replaced. A header that occurs several times is joined with `,`.
+    """
+
+    __slots__ = ("_attributes", "headers", "metadata")
+
+    def __init__(self, message: ProcessingRequest) -> None:
+        headers: dict[str, bytes] = {}
+        for header in message.request_headers.headers.headers:
+            key, value = header.key, header.raw_value or header.value.encode()
+            headers[key] = headers[key] + b"," + value if key in headers else value
+        self.headers = headers
+        attributes = message.attributes
+        self._attributes: Struct | None = attributes.get(FILTER, None)
+        self.metadata = message.metadata_context.filter_metadata
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, None when it is absent."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("utf-8", "replace")
+
+    def attribute(self, name: str) -> JsonValue:
+        """An attribute that Envoy was configured to send, None when it was not sent."""
+        if self._attributes is None or name not in self._attributes.fields:
+            return None
+        return plain(self._attributes.fields[name])
+
+    @property
+    def host(self) -> str:
+        """The authority as the client sent it, "" when there is none."""
+        return self.header(":authority") or self.header("host") or ""
+
+    def namespace(self, name: str) -> JsonValue:
+        """A namespace of dynamic metadata, None when it was not forwarded."""
+        if name not in self.metadata:
+            return None
+        return {key: plain(value) for key, value in self.metadata[name].fields.items()}
+
+
+def plain(value: Value) -> JsonValue:
+    """A protobuf Value as Python data; whole numbers become integers, as CEL compares and prints them."""
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {key: plain(item) for key, item in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [plain(item) for item in value.list_value.values]
+    if kind == "number_value":
+        number = value.number_value
+        return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    if kind == "string_value":
+        return value.string_value
+    return value.bool_value if kind == "bool_value" else None

@@ -1,0 +1,48 @@
+"""Finding the most specific hostname pattern for a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def normalise_host(authority: str) -> str:
+    """The host of an authority as patterns compare it: no port, one trailing dot dropped, case folded.
+
+    `[::1]:80` and `::1` are both `::1`.
+    """
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    host, colon, port = authority.rpartition(":")
+    if not colon or ":" in host or not (port.isdecimal() or not port):
+        host = authority
+    return host.removesuffix(".").lower()
+
+
+class HostTable(Generic[T]):
+    """Patterns are exact hosts, `*.suffix` (any depth, not the suffix itself) and `*`."""
+
+    __slots__ = ("_exact", "_wildcard")
+
+    def __init__(self, patterns: Mapping[str, T]) -> None:
+        self._exact: dict[str, T] = {}
+        self._wildcard: dict[str, T] = {}
+        for pattern, value in patterns.items():
+            key = pattern.lower()
+            if key == "*":
+                self._wildcard[""] = value
+            elif key.startswith("*."):
+                self._wildcard[key[2:]] = value
+            else:
+                self._exact[normalise_host(key)] = value
+
+    def find(self, host: str) -> T | None:
+        """The value of the most specific pattern that matches a normalised host."""
+        found = self._exact.get(host)
+        rest = host
+        while found is None and rest:
+            rest = rest.partition(".")[2]
+            found = self._wildcard.get(rest)
+        return self._wildcard.get("") if found is None else found

@@ -1,0 +1,89 @@
+"""A configuration compiled into immutable decisions; an exchange keeps the plan it began with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cel
+
+from extproc.bodies.reader import ReaderFactory
+from extproc.expressions import Expression
+from extproc.expressions.functions import LIBRARY
+from extproc.plan.action import Action
+from extproc.plan.attributes import Attributes
+from extproc.plan.bodies import BodyValues
+from extproc.plan.facts import RequestFacts
+from extproc.plan.hosts import HostTable
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a set of expressions sees: attributes, and the functions they call."""
+
+    attributes: Attributes
+    functions: frozenset[str]
+    """Names of functions beyond CEL's own."""
+
+    def bind(self, facts: RequestFacts, bodies: BodyValues) -> cel.Context:
+        """A context for one exchange; the body functions look into `bodies` whenever they are called."""
+        context = cel.Context(variables=self.attributes.bind(facts))
+        for name in self.functions:
+            context.add_function(name, LIBRARY.get(name) or bodies.function(name))
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSet:
+    """What happens to the requests of one route.
+
+    `actions` are all of them, in the order of the configuration. `request_actions` run before the model is called:
+    those up to `before_body` at the request headers, the others when the body is there. `response_actions` run when
+    the answer is over. `request_reader` and `response_reader` are None where that body is not needed.
+    """
+
+    name: str
+    predicates: tuple[Expression, ...]
+    scope: Scope
+    actions: tuple[Action, ...]
+    request_actions: tuple[Action, ...]
+    before_body: int
+    response_actions: tuple[Action, ...]
+    request_reader: ReaderFactory | None
+    response_reader: ReaderFactory | None
+    over_limit: bytes
+    """The serialised reply to a request over its limit, without headers of the limiter."""
+
+    @property
+    def needs_request_body(self) -> bool:
+        """Whether Envoy is asked for the request body."""
+        return self.request_reader is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The action sets of one hostname pattern, in the order of the configuration."""
+
+    pattern: str
+    scope: Scope
+    action_sets: tuple[ActionSet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MissingUsage:
+    """What a successful answer without usage is charged: an estimate, nothing, or a fixed number of tokens."""
+
+    policy: str
+    fixed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All decisions of one configuration."""
+
+    action_sets: tuple[ActionSet, ...]
+    hosts: HostTable[Route]
+    missing_usage: MissingUsage
+    charge_errors: bool
+    strip_accept_encoding: bool
+    report_wait: float
+    request_id_header: str | None
