@@ -80,6 +80,7 @@ class Exchange:
         "_context",
         "_duplex_request",
         "_duplex_response",
+        "_expected",
         "_facts",
         "_headers",
         "_next_action",
@@ -115,6 +116,7 @@ class Exchange:
         self._prompt_bytes = 0
         self._reader: BodyReader | None = None
         self._received = 0
+        self._expected = -1
         self._undigested = b""
         self._duplex_request = False
         self._duplex_response = False
@@ -200,8 +202,7 @@ class Exchange:
         self._shared.metrics.hits += 1
         self._state = _State.REQUEST
         self._identify(facts)
-        length = facts.header("content-length") or ""
-        self._prompt_bytes = int(length) if length.isascii() and length.isdecimal() and len(length) < 16 else 0
+        self._prompt_bytes = max(0, _length(facts.header("content-length") or ""))
         whole = message.request_headers.end_of_stream or not action_set.needs_request_body
         if not whole:
             self._read_request(action_set, facts)
@@ -368,6 +369,7 @@ class Exchange:
             return self._with_headers(IGNORE_RESPONSE, replies.SKIP_BODIES)
         assert action_set.response_reader is not None
         self._state = _State.READING
+        self._expected = _length(headers.get("content-length", b"").decode("latin-1"))
         self._reader = action_set.response_reader.open(
             headers.get("content-type", b"").decode("latin-1"), headers.get("content-encoding", b"").decode("latin-1")
         )
@@ -390,7 +392,9 @@ class Exchange:
         self.digest()
         self._undigested = chunk.body
         self._received += len(chunk.body)
-        return self._response_complete(reply) if _ends(chunk) else reply
+        # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
+        over = _ends(chunk) or self._received == self._expected
+        return self._response_complete(reply) if over else reply
 
     def _response_complete(self, reply: Reply) -> Replies:
         """The answer is over: settle, and hold the last reply until the reports are answered, but not for long."""
@@ -484,6 +488,11 @@ class Exchange:
     @property
     def _action_set_name(self) -> str:
         return self._action_set.name if self._action_set is not None else ""
+
+
+def _length(value: str) -> int:
+    """A content-length, -1 where there is none that can be read."""
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 16 else -1
 
 
 def _ends(chunk: HttpBody) -> bool:

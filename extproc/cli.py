@@ -1,0 +1,197 @@
+"""The command line: `extproc COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from extproc import __version__
+
+Run = Callable[[argparse.Namespace], int]
+
+_EPILOG = """\
+examples:
+  extproc demo                       the whole story on this machine: Envoy, limiter, model
+  extproc check deploy/extproc.yaml  is it valid, and what will it do?
+  extproc serve deploy/extproc.yaml  serve Envoy
+  extproc limiter deploy/limits.yaml --listen 0.0.0.0:8081
+                                     the embedded limiter for other gateways
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status: 0 done, 1 failed, 2 wrong configuration or usage."""
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser(asked=words[0] if words else "").parse_args(words)
+    run: Run = options.run
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _parser(asked: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="extproc",
+        description="Token metering and token rate limits for LLM traffic on Envoy, as an external processor.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"extproc {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_check(commands)
+    _add_schema(commands)
+    _add_limiter(commands)
+    _add_elsewhere(
+        commands, asked, "simulator", "a simulated model with an OpenAI-compatible API", "extproc.simulator.cli"
+    )
+    _add_elsewhere(commands, asked, "demo", "play the story on the real Envoy, on this machine", "extproc.demo.cli")
+    return parser
+
+
+def _add_serve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve Envoy",
+        description="Serve Envoy until SIGTERM, which drains. SIGHUP and changes of the files reload; a configuration "
+        "that is wrong is refused and the old one stays.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file (YAML or JSON)")
+    parser.set_defaults(run=_serve)
+
+
+def _add_check(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="validate a configuration and say what it will do",
+        description="Validate a configuration and say in words what it will do. Nothing is started or connected. "
+        "Exit status 2 when it is wrong; warnings alone do not fail unless --strict.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG")
+    parser.add_argument("--strict", action="store_true", help="fail on warnings too")
+    parser.set_defaults(run=_check)
+
+
+def _add_schema(commands: Any) -> None:
+    parser = commands.add_parser(
+        "schema",
+        help="print the JSON Schema of the configuration",
+        description="Print the JSON Schema of the configuration, for editors and CI.",
+    )
+    parser.set_defaults(run=_schema)
+
+
+def _add_limiter(commands: Any) -> None:
+    parser = commands.add_parser(
+        "limiter",
+        help="serve the embedded limiter over gRPC",
+        description="Serve a limits file (Limitador's format) over gRPC: CheckRateLimit and Report "
+        "(kuadrant.service.ratelimit.v1) and ShouldRateLimit (envoy.service.ratelimit.v3). Counters are in memory.",
+    )
+    parser.add_argument("limits", type=Path, metavar="LIMITS", help="limits file; changes are noticed")
+    parser.add_argument("--listen", default="127.0.0.1:8081", metavar="ADDRESS", help="default: %(default)s")
+    parser.add_argument("--admin", metavar="ADDRESS", help="health and metrics over HTTP, e.g. 127.0.0.1:8080")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--log-format", default="auto", choices=["auto", "json", "console"])
+    parser.set_defaults(run=_limiter)
+
+
+def _add_elsewhere(commands: Any, asked: str, name: str, summary: str, module: str) -> None:
+    """A command with requirements of its own: its module is imported only when it is asked for."""
+    if name != asked:
+        commands.add_parser(name, help=summary)
+        return
+    try:
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("extproc"):
+            raise
+        sys.exit(f"extproc {name} needs `{error.name}`: pip install 'extproc[demo]'")
+    parser = commands.add_parser(
+        name, help=summary, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from extproc.admin.server import AdminError
+    from extproc.config.errors import ConfigError
+    from extproc.server import Server
+    from extproc.telemetry.logs import configure
+    from extproc.transport.listener import ListenError
+
+    async def serve() -> None:
+        server = Server(options.config)
+        server.load()
+        configure(server.config.log.level, server.config.log.format)
+        await server.run()
+
+    return _run_loop(serve(), ConfigError, ListenError, AdminError)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from extproc.active import activate
+    from extproc.config.errors import ConfigError
+    from extproc.config.load import load_config
+    from extproc.explain import explain
+    from extproc.limiter.embedded import EmbeddedLimiter
+    from extproc.limiter.limits import LimitSet
+
+    try:
+        active = activate(load_config(options.config), lambda config, service: EmbeddedLimiter(LimitSet()))
+    except ConfigError as error:
+        return _refuse(error)
+    sys.stdout.write(explain(active))
+    for warning in active.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    return 1 if options.strict and active.warnings else 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from extproc.config.schema import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    return 0
+
+
+def _limiter(options: argparse.Namespace) -> int:
+    from extproc.admin.server import AdminError
+    from extproc.config.errors import ConfigError
+    from extproc.limiter_server import LimiterServer
+    from extproc.telemetry.logs import configure
+    from extproc.transport.listener import ListenError
+
+    async def serve() -> None:
+        configure(options.log_level, options.log_format)
+        server = LimiterServer(options.limits, options.listen, options.admin)
+        server.load()
+        await server.run()
+
+    return _run_loop(serve(), ConfigError, ListenError, AdminError)
+
+
+def _run_loop(main: Coroutine[Any, Any, None], *refusals: type[Exception]) -> int:
+    """Run until it ends; exceptions of the types `refusals` are told in a sentence."""
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+    except refusals as error:
+        return _refuse(error)
+    return 0
+
+
+def _refuse(error: Exception) -> int:
+    sys.stderr.write(f"extproc: {error}\n")
+    return 2

@@ -1,0 +1,116 @@
+"""What a configuration will do, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from extproc.active import Active
+from extproc.config.model import Action, ConditionalData, Config, DenyWith, Fixed, Service
+from extproc.limiter.limits import CompiledLimit
+from extproc.plan.action import Action as CompiledAction
+from extproc.plan.action import Phase
+from extproc.plan.compile import DOMAIN, HITS_ADDEND
+from extproc.plan.plan import ActionSet
+
+_VERBS = {
+    "ratelimit": "ask and count (ShouldRateLimit)",
+    "ratelimit-check": "ask (CheckRateLimit)",
+    "ratelimit-report": "charge (Report)",
+    "auth": "authenticate (Check)",
+}
+
+
+def explain(active: Active) -> str:
+    """A page for the person who wrote the configuration."""
+    return "\n".join(_lines(active)) + "\n"
+
+
+def _lines(active: Active) -> Iterator[str]:
+    config = active.config
+    yield "Listens for Envoy on " + ", ".join(listener.address for listener in config.listeners) + "."
+    yield f"Health and metrics on {config.admin.address}." if config.admin else "No admin port."
+    yield ""
+    yield "Services"
+    for name, service in config.services.items():
+        yield f"  {name}: {_service(config, service)}"
+    if not config.services:
+        yield "  none: every request passes"
+    for action_set, compiled in zip(config.action_sets, active.plan.action_sets, strict=True):
+        yield ""
+        yield f"Action set `{action_set.name}`: requests to {', '.join(action_set.route_rule_conditions.hostnames)}"
+        for predicate in action_set.route_rule_conditions.predicates:
+            yield f"  where {predicate}"
+        for action, compiled_action in zip(action_set.actions, compiled.actions, strict=True):
+            yield from _action(config, action, compiled_action)
+        yield f"  Over a limit the client gets {_denial(action_set.deny_with or config.deny_with)}."
+        yield f"  Of the bodies it needs {_bodies(compiled)}."
+    yield ""
+    yield f"A successful answer without usage is charged {_missing(config)}."
+    yield f"Answers with an error status are {'charged too' if config.charge_errors else 'not charged'}."
+    if active.limits.limits:
+        yield ""
+        yield f"The embedded limiter holds {len(active.limits.limits)} limits:"
+        yield from map(_limit, active.limits.limits)
+
+
+def _limit(limit: CompiledLimit) -> str:
+    identity = limit.identity
+    conditions = " and ".join(identity.conditions) or "always"
+    counters = f", one counter per {', '.join(identity.variables)}" if identity.variables else ""
+    window = f"{limit.max_value} in {identity.seconds} s in `{identity.namespace}`"
+    return f"  {limit.label}: {window}, {conditions}{counters}"
+
+
+def _service(config: Config, service: Service) -> str:
+    address = config.endpoints[service.endpoint].address
+    where = "the embedded limiter" if address == "embedded" else address
+    failure = "the request is denied (500)" if service.failure_mode == "deny" else "the request passes"
+    if service.type == "ratelimit-report":
+        failure = "the client is not affected"
+    return f"{_VERBS[service.type]} at {where}; without an answer in {service.timeout * 1000:g} ms {failure}"
+
+
+def _action(config: Config, action: Action, compiled: CompiledAction) -> Iterator[str]:
+    service = config.services[action.service]
+    phase = {
+        Phase.REQUEST_HEADERS: "before the model is called",
+        Phase.REQUEST_BODY: "before the model is called, when the request body is there",
+        Phase.RESPONSE: "when the answer is over",
+    }[compiled.phase]
+    yield f"  {phase}: {_VERBS[service.type]} in `{action.scope}` through `{action.service}`"
+    for predicate in action.predicates:
+        yield f"    where {predicate}"
+    for block in action.conditional_data:
+        yield from _block(block)
+
+
+def _block(block: ConditionalData) -> Iterator[str]:
+    condition = " and ".join(block.predicates)
+    for data in block.data:
+        item = data.item
+        value = f"`{item.value}`" if data.expression else f'"{item.value}"'
+        name = {HITS_ADDEND: "hits", DOMAIN: "domain"}.get(item.key, item.key)
+        yield f"    {name} = {value}" + (
+            f" where {condition}" if condition and item.key not in (HITS_ADDEND, DOMAIN) else ""
+        )
+
+
+def _bodies(compiled: ActionSet) -> str:
+    needed = [
+        name
+        for name, reader in (("the request's", compiled.request_reader), ("the answer's", compiled.response_reader))
+        if reader is not None
+    ]
+    return " and ".join(needed) or "none"
+
+
+def _denial(deny: DenyWith) -> str:
+    headers = "".join(f", {name}: {value}" for name, value in deny.headers.items())
+    return f"{deny.status} {deny.body.strip()!r}{headers}"
+
+
+def _missing(config: Config) -> str:
+    policy = config.on_missing_usage
+    if isinstance(policy, Fixed):
+        return f"{policy.fixed} tokens"
+    return "an estimate (4 bytes a token, labelled as estimated)" if policy == "estimate" else "nothing"

@@ -1,0 +1,144 @@
+"""The life of a server: load, listen, become ready, reload, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from extproc.active import Active, activate
+from extproc.admin.server import AdminServer
+from extproc.config.errors import ConfigError, Snapshot
+from extproc.config.load import load_config
+from extproc.config.masking import masked
+from extproc.config.model import Config
+from extproc.config.watch import watch
+from extproc.exchange import Exchange, Surroundings
+from extproc.lifecycle import Signals
+from extproc.limiter.embedded import EmbeddedLimiter
+from extproc.limiter.endpoints import Endpoints
+from extproc.limiter.limits import LimitSet
+from extproc.limiter.reports import ReportQueue
+from extproc.telemetry.metrics import Metrics
+from extproc.transport.listener import GrpcServer
+from extproc.transport.process import SERVICE, add_external_processor
+
+_LOG = logging.getLogger("extproc.server")
+
+
+class Server:
+    """One ext_proc server for one configuration file."""
+
+    def __init__(self, path: Path) -> None:
+        self.metrics = Metrics()
+        self._path = path
+        self.limiter = EmbeddedLimiter(LimitSet())
+        self._endpoints = Endpoints(self.limiter, self.metrics)
+        self._files: Snapshot = {}
+        self._active: Active
+        self._reports: ReportQueue
+        self._shared: Surroundings
+        self._unready: str | None = "starting"
+        self._grpc: GrpcServer | None = None
+        self._admin: AdminServer | None = None
+
+    @property
+    def config(self) -> Config:
+        """The active configuration."""
+        return self._active.config
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where Envoy reaches this server, with the ports that were really bound."""
+        return [] if self._grpc is None else self._grpc.addresses
+
+    @property
+    def admin_address(self) -> str | None:
+        """Where health and metrics are, None without an admin port."""
+        return None if self._admin is None else self._admin.address
+
+    def load(self) -> None:
+        """Read and compile the configuration and make it the active one, all of it or nothing. Raises ConfigError."""
+        try:
+            loaded = load_config(self._path)
+            self._files = loaded.files
+            active = activate(loaded, self._endpoints.limiter_for)
+        except ConfigError as error:
+            self._files = error.files or self._files
+            raise
+        self.limiter.replace_limits(active.limits)
+        self._active = active
+        self.metrics.configs += 1
+        for warning in active.warnings:
+            _LOG.warning("%s", warning, extra={"fields": {"file": str(self._path)}})
+
+    async def start(self) -> None:
+        """Listen and become ready. Raises ListenError or AdminError."""
+        config = self.config
+        self._reports = ReportQueue(self.metrics, capacity=config.report.queue, retry_for=config.report.retry_for)
+        self._shared = Surroundings(self.metrics, self._reports)
+        self._grpc = GrpcServer(config.bodies.message)
+        add_external_processor(self._grpc.server, self._open_exchange)
+        self._grpc.listen(config.listeners)
+        if config.admin is not None:
+            self._admin = AdminServer(
+                config.admin.address,
+                readiness=lambda: self._unready,
+                metrics=self.metrics.render,
+                config=self._masked,
+            )
+            await self._admin.start()
+        await self._grpc.start([SERVICE])
+        await self._set_ready(None)
+        _LOG.info("ready", extra={"fields": {"listeners": self.addresses, "admin": self.admin_address}})
+
+    def reload(self) -> bool:
+        """Load the configuration again; when it is wrong the old one stays. False then."""
+        try:
+            self.load()
+        except ConfigError as error:
+            self.metrics.reloaded("rejected")
+            _LOG.error("reload rejected, the old configuration stays", extra={"fields": {"problems": str(error)}})
+            return False
+        self.metrics.reloaded("ok")
+        _LOG.info("reloaded", extra={"fields": {"file": str(self._path)}})
+        return True
+
+    async def drain(self) -> None:
+        """Stop in the order that loses nothing: not ready, new streams still served, GOAWAY, reports flushed."""
+        assert self._grpc is not None
+        shutdown = self.config.shutdown
+        await self._set_ready("draining")
+        _LOG.info("draining", extra={"fields": {"open_exchanges": self.metrics.exchanges_open}})
+        await asyncio.sleep(shutdown.delay)
+        deadline = asyncio.get_running_loop().time() + shutdown.deadline
+        await self._grpc.stop(shutdown.deadline)
+        lost = await self._reports.flush(max(0.0, deadline - asyncio.get_running_loop().time()))
+        if self._admin is not None:
+            await self._admin.stop()
+        _LOG.info("stopped", extra={"fields": {"reports_lost": lost}})
+
+    async def run(self) -> None:
+        """Serve a loaded configuration until SIGTERM or SIGINT; SIGHUP and changed files reload."""
+        signals = Signals(self.reload)
+        await self.start()
+        watching = asyncio.create_task(watch(lambda: self._files, self._changed))
+        await signals.stop()
+        watching.cancel()
+        await self.drain()
+
+    async def _changed(self) -> None:
+        self.reload()
+
+    async def _set_ready(self, unready: str | None) -> None:
+        assert self._grpc is not None
+        self._unready = unready
+        await self._grpc.set_ready(ready=unready is None)
+
+    def _open_exchange(self) -> Exchange:
+        return Exchange(self._active.plan, self._shared)
+
+    def _masked(self) -> Mapping[str, Any]:
+        return masked(self.config)

@@ -1,0 +1,219 @@
+"""Numbers for Prometheus: plain integers on the hot path, turned into metrics when somebody scrapes.
+
+Everything here belongs to the event loop's thread; nothing is locked. Label values are either one of the
+`Literal`s below or names from configurations, of which a bounded number is told apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Final, Literal, TypeVar, get_args
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from extproc import __version__
+
+Ending = Literal["complete", "aborted", "error", "denied", "unmatched"]
+UsageSource = Literal["reported", "estimated", "fixed", "none"]
+ReportResult = Literal["sent", "dropped", "failed"]
+Method = Literal["check", "report", "should_rate_limit"]
+CallResult = Literal["ok", "over_limit", "unknown", "unreachable", "deadline", "refused", "nonsense"]
+UnreadReason = Literal["too_large", "encoding", "corrupt", "not_sent"]
+ReloadResult = Literal["ok", "rejected"]
+
+BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Upper bounds in seconds; 20 ms is the default deadline of a service."""
+MAX_ENDPOINTS: Final = 50
+MAX_ACTION_SETS: Final = 500
+OTHER: Final = "(other)"
+"""Stands for all names beyond the two bounds; reloads can bring any number of names over time."""
+
+_OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0"
+_KUADRANT: Final = {
+    "configs": "Configurations loaded.",
+    "hits": "Requests that an action set matched.",
+    "misses": "Requests that no action set matched.",
+    "allowed": "Requests whose response headers came through.",
+    "denied": "Requests that were answered with a denial.",
+    "errors": "Failures while running actions.",
+}
+
+T = TypeVar("T")
+
+
+class Histogram:
+    """Counts of durations by bucket; one `observe` is a bisection and two additions."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Upper bound and number of durations up to it, as Prometheus wants them."""
+        bounds = [*map(str, BUCKETS), "+Inf"]
+        return [(bound, float(count)) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
+
+
+class Metrics(Collector):
+    """Everything this process counts. Add to the attributes, call the methods, `render` for a scrape.
+
+    `configs` to `errors` are wasm-shim's counters under their own names, so that its dashboards keep working.
+    """
+
+    def __init__(self, version: str = __version__) -> None:
+        self.configs = 0
+        self.hits = 0
+        self.misses = 0
+        self.allowed = 0
+        self.denied = 0
+        self.errors = 0
+        self.exchanges_open = 0
+        self.tokens_reported = 0
+        """Sum of the hits addends of reports."""
+        self.report_retries = 0
+        self.reports_pending = 0
+        self._version = version
+        self._endings: dict[Ending, int] = dict.fromkeys(get_args(Ending), 0)
+        self._usage: dict[UsageSource, int] = dict.fromkeys(get_args(UsageSource), 0)
+        self._reports: dict[ReportResult, int] = dict.fromkeys(get_args(ReportResult), 0)
+        self._unread: dict[UnreadReason, int] = dict.fromkeys(get_args(UnreadReason), 0)
+        self._reloads: dict[ReloadResult, int] = dict.fromkeys(get_args(ReloadResult), 0)
+        self._calls: dict[str, _Calls] = {}
+        self._action_failures: dict[str, int] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def exchange_ended(self, ending: Ending) -> None:
+        """An exchange is over; `exchanges_open` is the caller's to lower."""
+        self._endings[ending] += 1
+
+    def usage_found(self, source: UsageSource) -> None:
+        """Where the usage of an exchange came from."""
+        self._usage[source] += 1
+
+    def report_ended(self, result: ReportResult) -> None:
+        """A report was taken by the limiter, had no room in the queue, or was given up."""
+        self._reports[result] += 1
+
+    def limiter_call(self, endpoint: str, method: Method, result: CallResult, seconds: float) -> None:
+        """One attempt of a call to the limiter `endpoint` took `seconds`."""
+        calls = self._calls.get(endpoint)
+        if calls is None:
+            calls = self._calls.setdefault(_bounded(endpoint, self._calls, MAX_ENDPOINTS), _Calls())
+        calls.results[method][result] += 1
+        calls.seconds[method].observe(seconds)
+
+    def action_failed(self, action_set: str) -> None:
+        """An action reached no decision, whatever its failure mode made of that."""
+        action_set = _bounded(action_set, self._action_failures, MAX_ACTION_SETS)
+        self._action_failures[action_set] = self._action_failures.get(action_set, 0) + 1
+
+    def body_unread(self, reason: UnreadReason) -> None:
+        """A body that was wanted for its usage or data could not be read."""
+        self._unread[reason] += 1
+
+    def reloaded(self, result: ReloadResult) -> None:
+        """A changed configuration was taken or rejected."""
+        self._reloads[result] += 1
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The exposition and its content type: OpenMetrics 1.0 when the `Accept` header names it, else text.
+
+        OpenMetrics knows no counter without `_total`, so wasm-shim's have no type there.
+        """
+        openmetrics = "application/openmetrics-text" in accept
+        encode, content_type = choose_encoder(_OPENMETRICS if openmetrics else "")
+        return self._kuadrant("unknown" if openmetrics else "counter") + encode(self._registry), content_type
+
+    def _kuadrant(self, kind: str) -> bytes:
+        return "".join(
+            f"# HELP kuadrant_{name} {about}\n# TYPE kuadrant_{name} {kind}\n"
+            f"kuadrant_{name} {float(getattr(self, name))}\n"
+            for name, about in _KUADRANT.items()
+        ).encode()
+
+    def collect(self) -> Iterable[Metric]:
+        """Ours, for prometheus_client."""
+        yield _gauge("exchanges_open", "HTTP exchanges under way.", self.exchanges_open)
+        yield _counter("exchanges", "HTTP exchanges that ended, by how.", "ending", self._endings)
+        yield _counter("usage", "Exchanges by where their token usage came from.", "source", self._usage)
+        yield _total("tokens_reported", "Tokens reported to limiters (hits addends).", self.tokens_reported)
+        yield _counter("reports", "Reports that ended, by how.", "result", self._reports)
+        yield _total("report_retries", "Reports tried again.", self.report_retries)
+        yield _gauge("reports_pending", "Reports under way.", self.reports_pending)
+        yield from self._limiter_calls()
+        yield _counter("action_failures", "Actions without a decision.", "action_set", self._action_failures)
+        yield _counter("body_unread", "Bodies that could not be read, by why.", "reason", self._unread)
+        yield _counter("reloads", "Changed configurations, by outcome.", "result", self._reloads)
+        yield InfoMetricFamily("extproc_build", "What is running.", value={"version": self._version})
+
+    def _limiter_calls(self) -> Iterable[Metric]:
+        calls = CounterMetricFamily(
+            "extproc_limiter_calls",
+            "Calls to limiters, by outcome.",
+            labels=("endpoint", "method", "result"),
+        )
+        seconds = HistogramMetricFamily(
+            "extproc_limiter_seconds", "Duration of calls to limiters.", labels=("endpoint", "method")
+        )
+        for endpoint, made in self._calls.items():
+            for method, results in made.results.items():
+                histogram = made.seconds[method]
+                if not any(histogram.counts):
+                    continue
+                for result, count in results.items():
+                    calls.add_metric((endpoint, method, result), count)
+                seconds.add_metric((endpoint, method), histogram.cumulative(), histogram.total)
+        yield calls
+        yield seconds
+
+
+class _Calls:
+    """What one endpoint was asked."""
+
+    __slots__ = ("results", "seconds")
+
+    def __init__(self) -> None:
+        self.results: dict[Method, dict[CallResult, int]] = {
+            method: dict.fromkeys(get_args(CallResult), 0) for method in get_args(Method)
+        }
+        self.seconds: dict[Method, Histogram] = {method: Histogram() for method in get_args(Method)}
+
+
+def _bounded(name: str, known: Mapping[str, T], most: int) -> str:
+    return name if name in known or len(known) < most else OTHER
+
+
+def _gauge(name: str, about: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"extproc_{name}", about, value=value)
+
+
+def _total(name: str, about: str, value: float) -> Metric:
+    return CounterMetricFamily(f"extproc_{name}", about, value=value)
+
+
+def _counter(name: str, about: str, label: str, values: Mapping[T, int]) -> Metric:
+    family = CounterMetricFamily(f"extproc_{name}", about, labels=(label,))
+    for key, value in values.items():
+        family.add_metric((str(key),), value)
+    return family
