@@ -124,10 +124,14 @@ class Server:
         """Serve a loaded configuration until SIGTERM or SIGINT; SIGHUP and changed files reload."""
         signals = Signals(self.reload)
         await self.start()
-        watching = asyncio.create_task(watch(lambda: self._files, self._changed))
+        watching = asyncio.create_task(self.watch())
         await signals.stop()
         watching.cancel()
         await self.drain()
+
+    async def watch(self) -> None:
+        """Reload when a file of the configuration changes; runs until cancelled."""
+        await watch(lambda: self._files, self._changed)
 
     async def _changed(self) -> None:
         self.reload()

@@ -1,0 +1,1 @@
+"""What an operator writes: its model, loading it, errors that name the field, watching it for changes."""

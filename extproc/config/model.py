@@ -6,18 +6,62 @@ Everything else is ours. Durations are written `20ms`, `1.5s`, `1h30m` and read 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema
 
-from extproc.config.duration import parse_duration
+from extproc.config.duration import DURATION, PATTERN, format_duration, parse_duration
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Validation context of what an operator wrote: a bare number is no duration, paths are relative to `base`."""
+
+    base: Path
+
+
+def _duration(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        return parse_duration(value)
+    if isinstance(value, float) and not isinstance(info.context, Written):
+        return value
+    raise ValueError(f"expected {DURATION}")
+
+
+def _anchored(path: str, info: ValidationInfo) -> str:
+    return str(info.context.base / path) if isinstance(info.context, Written) else path
+
+
+def _folded(hostname: str) -> str:
+    """Lower case, without one trailing dot; `*.` stays what it is and never becomes `*`."""
+    return hostname.lower() if hostname == "*." else hostname.lower().removesuffix(".")
+
 
 Duration = Annotated[
     float,
-    BeforeValidator(parse_duration),
-    WithJsonSchema({"type": "string", "pattern": r"^(\d+(\.\d+)?(h|m|s|ms|us|ns))+$"}),
+    BeforeValidator(_duration),
+    PlainSerializer(format_duration, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": PATTERN}),
 ]
+PemFile = Annotated[str, AfterValidator(_anchored), Field(description="Relative to the configuration file.")]
+Hostname = Annotated[str, AfterValidator(_folded)]
 ServiceType = Literal["auth", "ratelimit", "ratelimit-check", "ratelimit-report"]
 FailureMode = Literal["deny", "allow"]
 Size = Annotated[int, Field(gt=0)]
@@ -26,15 +70,31 @@ Size = Annotated[int, Field(gt=0)]
 class Model(BaseModel):
     """Immutable; unknown fields are errors, because a misspelt limit is no limit."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, alias_generator=to_camel, populate_by_name=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class Addressed(Model):
+    """An object with an `address`, for which the bare address may be written."""
+
+    address: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def short_form(cls, data: Any) -> Any:
+        return {"address": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        written_out = handler(core_schema)
+        return {"anyOf": [{"type": "string", "description": "Just the address."}, written_out]}
 
 
 class Service(Model):
     """A policy service that actions call."""
 
-    type: ServiceType
+    type: ServiceType = Field(
+        description="`ratelimit-check` asks, `ratelimit-report` counts, `ratelimit` does both at once."
+    )
     endpoint: str = Field(description="A name from `endpoints`; in wasm-shim the name of an Envoy cluster.")
     failure_mode: FailureMode = Field(default="deny", description="What happens when no decision is reached.")
     timeout: Annotated[Duration, Field(gt=0)] = Field(default=0.02, description="Deadline of one call.")
@@ -43,14 +103,24 @@ class Service(Model):
 class KeyValue(Model):
     """A key and its literal value, or the CEL expression that gives it."""
 
-    key: str
+    key: str = Field(
+        description="Key of the entry; `ratelimit.domain` and `ratelimit.hits_addend` set the call's own fields."
+    )
     value: str
 
 
 class Data(Model):
     """One descriptor entry: exactly one of `static` and `expression`."""
 
-    static: KeyValue | None = None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "object"}}} for name in ("static", "expression")
+            ]
+        }
+    )
+
+    static: KeyValue | None = Field(default=None, description="`value` is taken literally.")
     expression: KeyValue | None = Field(default=None, description="`value` is a CEL expression.")
 
     @model_validator(mode="after")
@@ -78,16 +148,20 @@ class Action(Model):
 
     service: str = Field(description="A name from `services`.")
     scope: str = Field(description="The domain of the call, unless `ratelimit.domain` is among the data.")
-    predicates: list[str] = Field(default_factory=list)
-    conditional_data: list[ConditionalData] = Field(default_factory=list)
+    predicates: list[str] = Field(default_factory=list, description="CEL expressions, all must be true.")
+    conditional_data: list[ConditionalData] = Field(
+        default_factory=list, description="The entries of every block that counts make one descriptor."
+    )
     sources: list[str] = Field(default_factory=list, description="Where the action comes from; only shown.")
 
 
 class RouteRuleConditions(Model):
     """Which requests an action set is for."""
 
-    hostnames: Annotated[list[str], Field(min_length=1)]
-    predicates: list[str] = Field(default_factory=list)
+    hostnames: Annotated[list[Hostname], Field(min_length=1)] = Field(
+        description="`*`, `*.suffix` or an exact host, without a port; case does not matter."
+    )
+    predicates: list[str] = Field(default_factory=list, description="CEL expressions, all must be true.")
 
 
 class DenyWith(Model):
@@ -101,10 +175,22 @@ class DenyWith(Model):
 class Fixed(Model):
     """A fixed charge."""
 
-    fixed: Annotated[int, Field(ge=0, lt=2**32)]
+    fixed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="Tokens.")
 
 
-OnMissingUsage = Literal["estimate", "skip"] | Fixed
+def _arm(**types: type | tuple[type, ...]) -> Discriminator:
+    """Chooses the arm of a union by the type of the value, so that only that arm tells what is wrong."""
+
+    def choose(value: Any) -> str | None:
+        return next((tag for tag, kind in types.items() if isinstance(value, kind)), None)
+
+    return Discriminator(choose)
+
+
+OnMissingUsage = Annotated[
+    Annotated[Literal["estimate", "skip"], Tag("word")] | Annotated[Fixed, Tag("fixed")],
+    _arm(word=str, fixed=(dict, Fixed)),
+]
 
 
 class ActionSet(Model):
@@ -135,46 +221,50 @@ class Observability(Model):
 class ClientTls(Model):
     """TLS towards a limiter. Files hold PEM."""
 
-    ca: str | None = Field(default=None, description="Trusted roots; the system's when absent.")
-    cert: str | None = None
-    key: str | None = None
+    ca: PemFile | None = Field(default=None, description="Trusted roots; the system's when absent.")
+    cert: PemFile | None = Field(default=None, description="Client certificate, together with `key`.")
+    key: PemFile | None = None
     server_name: str | None = Field(default=None, description="Expected name in the server's certificate.")
 
 
-class Endpoint(Model):
-    """Where a service lives: `host:port`, `unix:/path` or `embedded`."""
+class Endpoint(Addressed):
+    """Where a service lives."""
 
-    address: str
+    address: str = Field(description="`host:port`, `unix:/path`, or `embedded` for the limiter in this process.")
     tls: ClientTls | None = None
+
+    @property
+    def embedded(self) -> bool:
+        return self.address == "embedded"
 
 
 class ServerTls(Model):
-    """TLS of a listener. Files hold PEM; `clientCa` demands a client certificate (mTLS)."""
+    """TLS of a listener. Files hold PEM."""
 
-    cert: str
-    key: str
-    client_ca: str | None = None
+    cert: PemFile
+    key: PemFile
+    client_ca: PemFile | None = Field(default=None, description="Demands a client certificate of this CA (mTLS).")
 
 
-class Listener(Model):
-    """Where Envoy reaches us: `host:port` or `unix:/path`."""
+class Listener(Addressed):
+    """Where Envoy reaches us."""
 
-    address: str
+    address: str = Field(description="`host:port` or `unix:/path`; port 0 takes any free one.")
     tls: ServerTls | None = None
 
 
 class Admin(Model):
     """Health, metrics and the active configuration over HTTP. No authentication: bind it to a private address."""
 
-    address: str = "127.0.0.1:9090"
+    address: str = Field(default="127.0.0.1:9090", description="`host:port`; port 0 takes any free one.")
 
 
 class Limit(Model):
     """One limit as in Limitador's limits file."""
 
-    namespace: str
-    max_value: Annotated[int, Field(ge=0, lt=2**64)] = Field(alias="max_value")
-    seconds: Annotated[int, Field(gt=0, lt=2**63)]
+    namespace: str = Field(description="The domain of the calls it applies to.")
+    max_value: Annotated[int, Field(ge=0, lt=2**64)] = Field(alias="max_value", description="Hits in a window.")
+    seconds: Annotated[int, Field(gt=0, lt=2**63)] = Field(description="Length of a window.")
     id: str | None = None
     name: str | None = None
     conditions: list[str] = Field(default_factory=list, description="CEL over `descriptors`, all must be true.")
@@ -198,10 +288,10 @@ class Bodies(Model):
 
     json_buffer: Size = Field(default=64 * 1024, description="JSON up to this size is parsed whole.")
     sse_event: Size = Field(default=1024 * 1024, description="Larger server-sent events are not read.")
-    decoded: Size = Field(
-        default=256 * 1024 * 1024, description="A compressed answer is read up to this decoded size."
+    decoded: Size = Field(default=256 * 1024 * 1024, description="A compressed answer is read up to this decoded size.")
+    message: Size = Field(
+        default=64 * 1024 * 1024, description="Largest message from Envoy; a request body that is read must fit."
     )
-    request: Size = Field(default=1024 * 1024, description="Larger request bodies are not read.")
 
 
 class Shutdown(Model):
@@ -223,15 +313,18 @@ class Log(Model):
 class Config(Model):
     """A whole configuration file."""
 
-    services: dict[str, Service]
+    services: dict[str, Service] = Field(description="By name.")
     action_sets: list[ActionSet]
     request_data: dict[str, str] = Field(default_factory=dict, description="Key -> CEL expression.")
     observability: Observability = Observability()
     descriptor_service: str | None = Field(default=None, description="Accepted from wasm-shim, not used.")
 
-    endpoints: dict[str, Endpoint] = Field(default_factory=dict)
-    limits: str | list[Limit] = Field(
-        default_factory=list, description="The embedded limiter's limits, or the path of a limits file."
+    endpoints: dict[str, Endpoint] = Field(default_factory=dict, description="By name.")
+    limits: Annotated[Annotated[str, Tag("path")] | Annotated[list[Limit], Tag("list")], _arm(path=str, list=list)] = (
+        Field(
+            default_factory=list,
+            description="The embedded limiter's limits, or the path of a limits file, relative to this file.",
+        )
     )
     listeners: Annotated[list[Listener], Field(min_length=1)] = Field(
         default_factory=lambda: [Listener(address="127.0.0.1:50051")]
@@ -250,20 +343,9 @@ class Config(Model):
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
 
-    @model_validator(mode="before")
-    @classmethod
-    def short_forms(cls, data: Any) -> Any:
-        """`endpoints: {limitador: embedded}` and `listeners: [host:port]` mean objects with that address."""
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        endpoints, listeners = data.get("endpoints"), data.get("listeners")
-        if isinstance(endpoints, dict):
-            data["endpoints"] = {name: _addressed(value) for name, value in endpoints.items()}
-        if isinstance(listeners, list):
-            data["listeners"] = [_addressed(value) for value in listeners]
-        return data
-
-
-def _addressed(value: Any) -> Any:
-    return {"address": value} if isinstance(value, str) else value
+    @property
+    def embedded_limits(self) -> list[Limit]:
+        """`limits` of a loaded configuration. Raises ValueError while they are still the path of a file."""
+        if isinstance(self.limits, str):
+            raise ValueError("the limits file has not been read")
+        return self.limits

@@ -68,8 +68,8 @@ def configure(level: Level, format: Format, stream: TextIO | None = None) -> Non
     """Log the `extproc` tree from `level` on, and everybody else's warnings, to `stream` (standard error).
 
     May be called again, for instance when a reloaded configuration asks for another level. It also stops
-    looking up the caller for every record (a third of the price of a line, and no line shows it), sends Python warnings
-    the same way, and silences CEL, which repeats exceptions that reach the caller anyway.
+    looking up the caller of every record (a third of the price of a line, and no line shows it), sends Python
+    warnings the same way, and silences CEL, which repeats exceptions that reach the caller anyway.
     """
     stream = sys.stderr if stream is None else stream
     console = format == "console" or (format == "auto" and stream.isatty())
@@ -134,10 +134,6 @@ class LineHandler(logging.Handler):
         self._lost = 0
         self._fd = _descriptor(stream)
         self._poll = _poll(self._fd)
-
-    def createLock(self) -> None:  # noqa: N802 logging's name
-        """None is needed: a line is one write, and only the count of lost ones could be off by one."""
-        self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write `record` as one line. Never raises."""

@@ -14,7 +14,6 @@ class RateLimitUnit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DAY: _ClassVar[RateLimitUnit]
     MONTH: _ClassVar[RateLimitUnit]
     YEAR: _ClassVar[RateLimitUnit]
-    WEEK: _ClassVar[RateLimitUnit]
 UNKNOWN: RateLimitUnit
 SECOND: RateLimitUnit
 MINUTE: RateLimitUnit
@@ -22,7 +21,6 @@ HOUR: RateLimitUnit
 DAY: RateLimitUnit
 MONTH: RateLimitUnit
 YEAR: RateLimitUnit
-WEEK: RateLimitUnit
 
 class HttpStatus(_message.Message):
     __slots__ = ("code",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -36,7 +37,7 @@ def read(
 
 def split_at(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 def sse(pieces: list[bytes]) -> Values:
@@ -114,7 +115,8 @@ def test_split_usage_of_two_events_is_found_by_two_pointers() -> None:
     """S0.D4: Anthropic's input tokens come with the first event, output tokens with a later one."""
     paths = frozenset({("message", "usage", "input_tokens"), ("usage", "output_tokens")})
     stream = (
-        b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}\n\n'
+        b"event: message_start\n"
+        b'data: {"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}\n\n'
         b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":15}}\n\n'
     )
     values = read([stream], "text/event-stream", paths)
@@ -168,7 +170,7 @@ events = st.lists(
     st.tuples(
         st.sampled_from(["data: ", "data:", ": ", "event: ", ""]),
         st.sampled_from(
-            ['{"usage":{"total_tokens":%d}}' % n for n in (0, 7, 123)] + ["[DONE]", "{", "}", '{"usage":null}', "é"]
+            [f'{{"usage":{{"total_tokens":{n}}}}}' for n in (0, 7, 123)] + ["[DONE]", "{", "}", '{"usage":null}', "é"]
         ),
         st.sampled_from(["\n", "\n\n", "\r\n", "\r\n\r\n", "\r", "\r\r"]),
     ),

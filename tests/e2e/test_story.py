@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from support.envoy_client import Client, assert_clean, client_of, ext_proc_counters
 from support.harness import ENDPOINTS, LIMITS, S0, configured
+from support.waiting import until
 
 from extproc.demo.stack import Stack
 
@@ -156,7 +157,7 @@ async def test_client_that_hangs_up_is_charged_what_it_got(stack: Stack, client:
         await response.content.readuntil(b"\n\n")
         assert stack.server.metrics.exchanges_open == 1
         response.close()
-    await _until(lambda: stack.server.metrics.exchanges_open == 0)
+    await until(lambda: stack.server.metrics.exchanges_open == 0)
     stack.model.release("gone")
     assert used(stack) == 13
     await assert_clean(stack)
@@ -167,7 +168,7 @@ async def test_model_that_is_cut_off_is_charged_what_it_sent(stack: Stack, clien
     headers = {"x-sim-cut-frames": "2", "x-sim-usage": "every", "x-sim-frame-ms": "50"}
     with pytest.raises(aiohttp.ClientPayloadError):
         await client.send(headers=headers, **STREAM)
-    await _until(lambda: stack.server.metrics.exchanges_open == 0)
+    await until(lambda: stack.server.metrics.exchanges_open == 0)
     assert used(stack) == 14
 
 
@@ -211,7 +212,9 @@ async def test_the_request_body_is_read_only_when_an_expression_needs_it(tmp_pat
     data.append({"expression": {"key": "model", "value": "requestBodyJSON('/model')"}})
     async with Stack(config) as running, client_of(running) as sender:
         body = json.dumps({"model": "gpt-4", "messages": [], "é": "x" * 5000}).encode()
-        answer = await sender.send(data=body, headers={"x-sim-require-length": "true", "content-type": "application/json"})
+        answer = await sender.send(
+            data=body, headers={"x-sim-require-length": "true", "content-type": "application/json"}
+        )
         assert answer.status == 200
         seen = running.model.requests[-1]
         assert dict(seen.headers)["content-length"] == str(len(body))
@@ -251,10 +254,3 @@ async def test_full_duplex_bodies_are_handed_back() -> None:
             assert (answer.status, answer.body) == (200, direct.body)
         assert used(running) == 48
         await assert_clean(running)
-
-
-async def _until(condition: Any, seconds: float = 5.0) -> None:
-    """Wait for what happens in this event loop; it has no event of its own."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -13,6 +13,7 @@ Not here, with the reason:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -492,7 +493,7 @@ async def test_conformance(vector: Vector) -> None:
 def test_expressions_that_cannot_work_are_refused_with_their_field(value: str, complaint: str) -> None:
     """Vector 41, S0.D19, S0.D21."""
     with pytest.raises(
-        ConfigError, match="actionSets\\[0\\].actions\\[0\\].conditionalData\\[0\\].data\\[0\\].expression.value"
+        ConfigError, match=re.escape("actionSets[0].actions[0].conditionalData[0].data[0].expression.value")
     ) as caught:
         Gateway(configuration(action(block(cel("a", value)))))
     assert complaint in str(caught.value)

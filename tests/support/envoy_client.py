@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+
 from extproc.demo.stack import Stack
 
 PATH = "/v1/chat/completions"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -171,8 +170,7 @@ class Gateway:
             return await self.send(exchange, *messages)
         finally:
             exchange.close()
-            while len(self.reports):
-                await asyncio.sleep(0)
+            await self.reports.flush(5)
 
 
 def kinds(replies: Iterable[ProcessingResponse]) -> list[str | None]:

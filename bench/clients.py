@@ -1,0 +1,100 @@
+"""Clients for what a load generator does not show: frames one by one, and connections that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+
+from bench.errors import BenchError
+from bench.load import HOST
+
+_STAMP = re.compile(rb'"content":"(\d{6,})"')
+_LONGEST_FRAME = 4096
+
+
+def request(body: bytes) -> bytes:
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
+        f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Reader(asyncio.Protocol):
+    """Sends one request. Keeps the ages of stamped frames in ms, the number of bytes, and not the bytes."""
+
+    def __init__(self, sent: bytes) -> None:
+        self._sent = sent
+        self._tail = b""
+        self._head = b""
+        self.ages: list[float] = []
+        self.received = 0
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self.transport = transport
+        transport.write(self._sent)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        if not self.received:
+            self._head = data[:12]
+        self.received += len(data)
+        if len(data) > _LONGEST_FRAME * 4:
+            return
+        data = self._tail + data
+        end = 0
+        for found in _STAMP.finditer(data):
+            self.ages.append((now - int(found[1])) / 1e6)
+            end = found.end()
+        self._tail = data[end:][-_LONGEST_FRAME:]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.done.done():
+            return
+        if error is not None or self._head != b"HTTP/1.1 200":
+            self.done.set_exception(BenchError(f"an answer failed: {error or self._head!r}"))
+        else:
+            self.done.set_result(None)
+
+
+async def connect(address: str, body: bytes) -> Reader:
+    host, _, port = address.rpartition(":")
+    sent = request(body)
+    _, reader = await asyncio.get_running_loop().create_connection(lambda: Reader(sent), host, int(port))
+    return reader
+
+
+async def frame_ages(address: str, body: bytes, streams: int, gap: float) -> list[float]:
+    """How old, in ms, each frame of `streams` parallel streams was on arrival.
+
+    The streams begin evenly spread over `gap` seconds, the time between two frames: in step they would measure
+    a queue of their own making.
+    """
+    readers = []
+    for _ in range(streams):
+        readers.append(await connect(address, body))
+        await asyncio.sleep(gap / streams)
+    await asyncio.gather(*(reader.done for reader in readers))
+    return [age for reader in readers for age in reader.ages]
+
+
+async def download(address: str, body: bytes) -> int:
+    """Reads a whole answer and keeps nothing of it; its size on the wire in bytes."""
+    reader = await connect(address, body)
+    await reader.done
+    return reader.received
+
+
+async def while_waiting(address: str, body: bytes, count: int, reached: Callable[[], Awaitable[None]]) -> None:
+    """Holds `count` requests open until `reached` returns, then drops them."""
+    readers = [await connect(address, body) for _ in range(count)]
+    try:
+        await reached()
+    finally:
+        for reader in readers:
+            reader.done.cancel()
+            reader.transport.abort()

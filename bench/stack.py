@@ -1,0 +1,211 @@
+"""What is measured: load -> Envoy -> model, with a server beside Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bench import proc
+from bench.child import Child
+from bench.errors import BenchError
+from bench.load import HOST
+from extproc.gateway import EnvoyProcess, bootstrap, free_port
+
+SERVERS = ("direct", "floor", "embedded", "remote")
+MANY = 10**15
+"""A limit that no run reaches."""
+_STATS = "http.gateway.ext_proc."
+_FAULTS = (
+    "streams_failed",
+    "spurious_msgs_received",
+    "message_timeouts",
+    "failure_mode_allowed",
+    "rejected_header_mutations",
+    "immediate_responses_sent",
+)
+_METERED = re.compile(r'^extproc_usage_total\{source="reported"\} (\S+)$', re.MULTILINE)
+_SETTLE = 10.0
+_POLL = 0.02
+LIMITS: Sequence[Mapping[str, Any]] = [
+    {
+        "namespace": "bench",
+        "max_value": MANY,
+        "seconds": 3600,
+        "conditions": ["descriptors[0]['a'] == '1'"],
+        "variables": [],
+    }
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Envoy's counters of its side of ext_proc, and how often the server read usage in an answer.
+
+    `metered` is None for servers that do not meter.
+    """
+
+    started: int = 0
+    closed: int = 0
+    sent: int = 0
+    metered: int | None = None
+    faults: Mapping[str, int] = field(default_factory=dict)
+
+    def since(self, before: Counts) -> Counts:
+        faults = {name: count - before.faults.get(name, 0) for name, count in self.faults.items()}
+        metered = None if self.metered is None else self.metered - (before.metered or 0)
+        return Counts(
+            self.started - before.started, self.closed - before.closed, self.sent - before.sent, metered, faults
+        )
+
+    def check(self, requests: int, closed: int | None = None) -> None:
+        """Raises BenchError unless `requests` streams were opened, and closed and metered, without a fault.
+
+        `closed`: how many of them, where not all.
+        """
+        closed = requests if closed is None else closed
+        faults = {name: count for name, count in self.faults.items() if count}
+        if faults:
+            raise BenchError("Envoy counted " + ", ".join(f"{name} {count}" for name, count in faults.items()))
+        if (self.started, self.closed) != (requests, closed):
+            raise BenchError(f"{requests} requests, but {self.started} streams started and {self.closed} closed")
+        if self.metered not in (None, closed):
+            raise BenchError(f"{closed} answers, but usage was read in {self.metered}: the server did not meter")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One Envoy and its server; `pids` are the server's, the limiter's and Envoy's, `admin` the server's address."""
+
+    server: str
+    envoy: EnvoyProcess
+    pids: Mapping[str, int]
+    admin: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.envoy.address}/v1/chat/completions"
+
+    async def counts(self) -> Counts:
+        stats = {name.removeprefix(_STATS): value for name, value in (await self.envoy.stats(_STATS)).items()}
+        return Counts(
+            stats.get("streams_started", 0),
+            stats.get("streams_closed", 0),
+            stats.get("stream_msgs_sent", 0),
+            await _metered(self.admin) if self.admin else None,
+            {name: stats.get(name, 0) for name in _FAULTS},
+        )
+
+    async def counted(self, before: Counts, enough: Callable[[Counts], bool]) -> Counts:
+        """The counts since `before` once they are `enough`, or after some seconds in which they are not."""
+        for _ in range(int(_SETTLE / _POLL)):
+            since = (await self.counts()).since(before)
+            if enough(since):
+                break
+            await asyncio.sleep(_POLL)
+        return since
+
+    async def settled(self, before: Counts, requests: int) -> Counts:
+        """The counts since `before`, once every stream is closed; raises BenchError as `Counts.check`."""
+        if self.server == "direct":
+            return Counts()
+        since = await self.counted(before, lambda counts: counts.closed >= counts.started and counts.metered != 0)
+        since.check(requests)
+        return since
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds so far, process by process."""
+        return {name: proc.cpu_seconds(pid) for name, pid in self.pids.items()}
+
+
+@asynccontextmanager
+async def model(*options: str) -> AsyncIterator[str]:
+    """The address of a simulated model with these command line options."""
+    async with Child("the model", "-m", "extproc.simulator", "--listen", "127.0.0.1:0", *options) as child:
+        yield await child.listening()
+
+
+@asynccontextmanager
+async def stack(server: str, upstream: str, directory: Path) -> AsyncIterator[Stack]:
+    """A running stack; raises BenchError for a server that does not start. `directory` takes its configuration."""
+    async with AsyncExitStack() as running:
+        pids: dict[str, int] = {}
+        address = admin = None
+        if server == "floor":
+            floor = await running.enter_async_context(Child("the floor", "-m", "bench.floor"))
+            address, pids["server"] = await floor.listening(), floor.pid
+        elif server != "direct":
+            limiter = "embedded"
+            if server == "remote":
+                limiter, pids["limiter"] = await _limiter(running, directory)
+            address, admin, pids["server"] = await _ours(running, limiter, directory)
+        envoy = await running.enter_async_context(EnvoyProcess(bootstrap(upstream=upstream, extproc=address)))
+        yield Stack(server, envoy, pids | {"envoy": envoy.pid}, admin)
+
+
+async def _ours(running: AsyncExitStack, limiter: str, directory: Path) -> tuple[str, str, int]:
+    address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    path = _written(configuration(address, admin, limiter), directory / f"serve-{limiter.partition(':')[0]}.json")
+    child = await running.enter_async_context(Child("extproc serve", "-m", "extproc", "serve", path))
+    await child.ready(admin)
+    return address, admin, child.pid
+
+
+async def _limiter(running: AsyncExitStack, directory: Path) -> tuple[str, int]:
+    address = f"127.0.0.1:{free_port()}"
+    path = _written(LIMITS, directory / "limits.json")
+    child = Child("extproc limiter", "-m", "extproc", "limiter", "--listen", address, path)
+    await running.enter_async_context(child)
+    await child.accepts(address)
+    return address, child.pid
+
+
+async def _metered(admin: str) -> int:
+    async with aiohttp.ClientSession() as session, session.get(f"http://{admin}/metrics") as response:
+        return parse_metered(await response.text())
+
+
+def parse_metered(metrics: str) -> int:
+    """How many answers' usage was read; raises BenchError where the metric is missing."""
+    found = _METERED.search(metrics)
+    if found is None:
+        raise BenchError("no usage in the server's metrics")
+    return round(float(found[1]))
+
+
+def _written(document: Any, path: Path) -> str:
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def configuration(address: str, admin: str, limiter: str) -> dict[str, Any]:
+    """Check and report as in wasm-shim's example, with a limit that is never reached.
+
+    `limiter` is `embedded` or an address.
+    """
+    data = [{"expression": {"key": "a", "value": "'1'"}}]
+    used = {"key": "ratelimit.hits_addend", "value": "responseBodyJSON('/usage/total_tokens')"}
+    services = {
+        name: {"type": f"ratelimit-{name}", "endpoint": "limiter", "failureMode": "deny", "timeout": "1s"}
+        for name in ("check", "report")
+    }
+    actions = [
+        {"service": "check", "scope": "bench", "conditionalData": [{"data": data}]},
+        {"service": "report", "scope": "bench", "conditionalData": [{"data": [*data, {"expression": used}]}]},
+    ]
+    return {
+        "services": services,
+        "actionSets": [{"name": "bench", "routeRuleConditions": {"hostnames": [HOST]}, "actions": actions}],
+        "endpoints": {"limiter": limiter},
+        "limits": LIMITS if limiter == "embedded" else [],
+        "listeners": [address],
+        "admin": {"address": admin},
+        "log": {"level": "warning"},
+    }

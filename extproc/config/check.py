@@ -1,0 +1,167 @@
+"""What a well-formed configuration can still get wrong: names, addresses and files that lead nowhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from extproc.config.address import Address, Tcp, parse_address, valid_hostname, valid_ipv6
+from extproc.config.errors import Problem, Step, listed, quoted, shown, similar
+from extproc.config.files import Files, Unreadable
+from extproc.config.masking import without_userinfo
+from extproc.config.model import ActionSet, ClientTls, Config, DenyWith, Endpoint, ServerTls
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def find_problems(config: Config, files: Files) -> Iterator[Problem]:
+    """Everything but expressions, in the order of the fields. `files` tells whether TLS files can be read."""
+    yield from _services(config)
+    yield from _action_sets(config)
+    yield from _endpoints(config, files)
+    yield from _listeners(config, files)
+    yield from _answers(config)
+
+
+def find_warnings(config: Config) -> Iterator[Problem]:
+    """What works, but hardly as meant."""
+    embedded = {name for name, endpoint in config.endpoints.items() if endpoint.embedded}
+    used = {service.endpoint for service in config.services.values()}
+    if config.limits and not embedded & used:
+        yield Problem("limits", "no service uses an endpoint with the address `embedded`, so these limits do nothing")
+    for name in sorted(embedded & used if not config.limits else ()):
+        yield Problem.at(("endpoints", name), "the embedded limiter has no `limits`, so it allows everything")
+
+
+def _services(config: Config) -> Iterator[Problem]:
+    for name, service in config.services.items():
+        if service.endpoint not in config.endpoints:
+            yield Problem.at(
+                ("services", name, "endpoint"),
+                f"{quoted(service.endpoint)} is not in `endpoints` (known: {listed(config.endpoints)}); "
+                f'write `endpoints: {{{shown(service.endpoint)}: "host:port"}}`, or `embedded` as its address',
+            )
+
+
+def _action_sets(config: Config) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, action_set in enumerate(config.action_sets):
+        steps = ("actionSets", index)
+        if (earlier := first.setdefault(action_set.name, index)) != index:
+            yield Problem.at((*steps, "name"), f"{quoted(action_set.name)} is the name of actionSets[{earlier}] too")
+        yield from _hostnames(action_set, (*steps, "routeRuleConditions", "hostnames"))
+        for number, action in enumerate(action_set.actions):
+            service = config.services.get(action.service)
+            where = (*steps, "actions", number, "service")
+            if service is None:
+                guess = similar(action.service, config.services)
+                known = listed(config.services)
+                yield Problem.at(where, f"no service is named {quoted(action.service)}{guess or ','} known: {known}")
+            elif service.type == "auth":
+                yield Problem.at(where, "`auth` services are not supported by this version")
+
+
+def _hostnames(action_set: ActionSet, steps: Sequence[Step]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, hostname in enumerate(action_set.route_rule_conditions.hostnames):
+        if (earlier := first.setdefault(hostname, index)) != index:
+            yield Problem.at((*steps, index), f"{quoted(hostname)} is given twice, also as hostnames[{earlier}]")
+        elif wrong := _hostname_fault(hostname):
+            yield Problem.at((*steps, index), f"{quoted(without_userinfo(hostname))}: {wrong}")
+
+
+def _hostname_fault(hostname: str) -> str:
+    """What is wrong with a pattern, "" when it is right."""
+    name = hostname.removeprefix("*.")
+    if hostname == "*" or valid_hostname(name) or _is_bracketed_ipv6(hostname):
+        return ""
+    if "://" in hostname:
+        return "a hostname has no scheme"
+    if "*" in name:
+        return "`*` stands alone or in front of the first dot, as in `*.example.com`"
+    if ":" in name:
+        return "a hostname has no port; an IPv6 address is written in brackets"
+    if not name.isascii():
+        return "write an international name in its `xn--` form"
+    return "not a hostname"
+
+
+def _is_bracketed_ipv6(hostname: str) -> bool:
+    return hostname.startswith("[") and hostname.endswith("]") and valid_ipv6(hostname[1:-1])
+
+
+def _endpoints(config: Config, files: Files) -> Iterator[Problem]:
+    for name, endpoint in config.endpoints.items():
+        steps = ("endpoints", name)
+        if endpoint.embedded:
+            if endpoint.tls is not None:
+                yield Problem.at((*steps, "tls"), "the embedded limiter is not called over a network: remove `tls`")
+        else:
+            yield from _address(endpoint.address, (*steps, "address"))
+            yield from _client_tls(endpoint, (*steps, "tls"), files)
+
+
+def _client_tls(endpoint: Endpoint, steps: Sequence[Step], files: Files) -> Iterator[Problem]:
+    if (tls := endpoint.tls) is None:
+        return
+    if (tls.cert is None) != (tls.key is None):
+        yield Problem.at(steps, "`cert` and `key` belong together")
+    yield from _tls_files(tls, steps, files)
+
+
+def _listeners(config: Config, files: Files) -> Iterator[Problem]:
+    first: dict[Address, str] = {}
+    for index, listener in enumerate(config.listeners):
+        steps = ("listeners", index)
+        yield from _address(listener.address, (*steps, "address"), first)
+        if listener.tls is not None:
+            yield from _tls_files(listener.tls, (*steps, "tls"), files)
+    if config.admin is not None:
+        if config.admin.address.startswith("unix:"):
+            yield Problem("admin.address", "write `host:port`: administration is HTTP over TCP")
+        else:
+            yield from _address(config.admin.address, ("admin", "address"), first)
+
+
+def _address(text: str, steps: Sequence[Step], bound: dict[Address, str] | None = None) -> Iterator[Problem]:
+    """Problems of one address; `bound` are the addresses that are listened on, and gets this one as well."""
+    try:
+        address = parse_address(text, bind=bound is not None)
+    except ValueError as error:
+        yield Problem.at(steps, f"{quoted(without_userinfo(text, address=True))}: {error}")
+        return
+    if bound is None or (isinstance(address, Tcp) and address.port == 0):
+        return
+    path = Problem.at(steps, "").path
+    if (earlier := bound.setdefault(address, path)) != path:
+        yield Problem(path, f"{quoted(text)} is taken by {earlier}")
+
+
+def _tls_files(tls: ClientTls | ServerTls, steps: Sequence[Step], files: Files) -> Iterator[Problem]:
+    named = {"ca": tls.ca} if isinstance(tls, ClientTls) else {"clientCa": tls.client_ca}
+    for name, path in {"cert": tls.cert, "key": tls.key, **named}.items():
+        if path is not None:
+            try:
+                files.read(Path(path))
+            except Unreadable as error:
+                yield Problem.at((*steps, name), f"{quoted(path, longest=250)}: {error}")
+
+
+def _answers(config: Config) -> Iterator[Problem]:
+    yield from _deny_with(config.deny_with, ("denyWith", "headers"))
+    for index, action_set in enumerate(config.action_sets):
+        if action_set.deny_with is not None:
+            yield from _deny_with(action_set.deny_with, ("actionSets", index, "denyWith", "headers"))
+    identifier = config.observability.http_header_identifier
+    if identifier is not None and not _TOKEN.fullmatch(identifier):
+        yield Problem("observability.httpHeaderIdentifier", "not the name of an HTTP header")
+
+
+def _deny_with(answer: DenyWith, steps: Sequence[Step]) -> Iterator[Problem]:
+    for name, value in answer.headers.items():
+        if not _TOKEN.fullmatch(name):
+            yield Problem.at((*steps, name), "not the name of an HTTP header")
+        if _CONTROL.search(value):
+            yield Problem.at((*steps, name), "a header's value holds no line breaks or control characters")

@@ -1,0 +1,51 @@
+"""Play the story on the real Envoy, on this machine and without Docker: a JSON answer and a streamed one are counted,
+the limit is reached, and the limiter moves into a process of its own. Everything listens on free local ports and is
+stopped at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from extproc.admin.server import AdminError
+from extproc.config.errors import ConfigError
+from extproc.demo.story import Page, StoryError, stay, tell
+from extproc.gateway import GatewayError
+from extproc.telemetry.logs import configure
+from extproc.transport.listener import ListenError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--stay` and `--port`."""
+    parser.add_argument("--stay", action="store_true", help="leave it running, with curl lines to paste; Ctrl-C stops")
+    parser.add_argument(
+        "--port", type=_port, default=0, metavar="N", help="port of the gateway on 127.0.0.1; default: any free one"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 when everything happened as told, otherwise 1 with the reason on standard error."""
+    with tempfile.TemporaryDirectory(prefix="extproc-demo-") as directory:
+        log = Path(directory, "extproc.log")
+        with log.open("w") as stream:
+            configure("info", "json", stream)
+            try:
+                play = stay if options.stay else tell
+                asyncio.run(play(Page(sys.stdout), Path(directory), log, options.port))
+            except (GatewayError, AdminError, ListenError, ConfigError, OSError) as error:
+                sys.stderr.write(f"extproc demo: {error}\n")
+                return 1
+            except StoryError as error:
+                sys.stderr.write(f"extproc demo: not as expected: {error}\n{log.read_text()[-2000:]}")
+                return 1
+    return 0
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text[:6]) < 65536):
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, found `{text}`")
+    return int(text)

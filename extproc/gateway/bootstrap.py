@@ -1,0 +1,272 @@
+"""Envoy's configuration with our filter in it, as the dict that Envoy reads as JSON.
+
+`ext_proc_filter` and `extproc_cluster` are the settings this server is made for; deploy/ repeats them for
+people, with the reason of each, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from extproc.config.address import Address, Unix, parse_address
+
+Json = dict[str, Any]
+
+FILTER = "extproc"
+"""Name of the filter (per-route settings and %FILTER_STATE% are keyed by it) and of its cluster."""
+NAMESPACE = "extproc"
+"""Dynamic metadata that the server writes lands here; access logs read it."""
+HEALTH_PATH = "/healthz"
+"""Answered by Envoy itself, without the model and without us."""
+
+_TYPES = "type.googleapis.com/envoy.extensions"
+_HCM = f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+class FilterOptions(TypedDict, total=False):
+    """What `ext_proc_filter` lets a caller change."""
+
+    message_timeout: str
+    failure_mode_allow: bool
+    allow_mode_override: bool
+    processing_mode: Mapping[str, str]
+
+
+def ext_proc_filter(
+    *,
+    message_timeout: str = "1s",
+    failure_mode_allow: bool = False,
+    allow_mode_override: bool = True,
+    processing_mode: Mapping[str, str] | None = None,
+) -> Json:
+    """The HTTP filter. `processing_mode` is merged over ours; `message_timeout` is a protobuf duration."""
+    return {
+        "name": FILTER,
+        "typed_config": {
+            "@type": f"{_TYPES}.filters.http.ext_proc.v3.ExternalProcessor",
+            "grpc_service": {
+                "envoy_grpc": {"cluster_name": FILTER},
+                "retry_policy": _retries(),
+            },
+            "failure_mode_allow": failure_mode_allow,
+            "message_timeout": message_timeout,
+            "allow_mode_override": allow_mode_override,
+            "processing_mode": {
+                "request_header_mode": "SEND",
+                "response_header_mode": "SEND",
+                "request_body_mode": "NONE",
+                "response_body_mode": "NONE",
+                "request_trailer_mode": "SKIP",
+                "response_trailer_mode": "SKIP",
+                **(processing_mode or {}),
+            },
+            "mutation_rules": {"allow_envoy": True},
+            "request_attributes": [
+                "source.address",
+                "source.port",
+                "destination.address",
+                "destination.port",
+                "request.protocol",
+            ],
+            "metadata_options": {
+                "forwarding_namespaces": {"untyped": ["envoy.filters.http.jwt_authn", "envoy.filters.http.ext_authz"]},
+                "receiving_namespaces": {"untyped": [NAMESPACE]},
+            },
+        },
+    }
+
+
+def _retries() -> Json:
+    """Another endpoint is tried when one cannot be reached.
+
+    Without a back-off of ours, Envoy's is so long that `message_timeout` ends the request first.
+    """
+    return {
+        "retry_on": "connect-failure,refused-stream,reset",
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.05s"},
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {"@type": f"{_TYPES}.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+            }
+        ],
+        "host_selection_retry_max_attempts": 3,
+    }
+
+
+def extproc_cluster(addresses: Sequence[str]) -> Json:
+    """The cluster of our server: HTTP/2, one endpoint per worker. Raises ValueError like `bootstrap`."""
+    return {
+        **_cluster(FILTER, [_address("extproc", address) for address in addresses]),
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS: {
+                "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "max_concurrent_streams": 1000,
+                        "connection_keepalive": {"interval": "30s", "timeout": "5s"},
+                    }
+                },
+            }
+        },
+    }
+
+
+def access_log_format() -> Json:
+    """Fields of one access log line: the decision, the usage, and what the server cost in time."""
+    return {
+        "time": "%START_TIME%",
+        "id": "%REQ(X-REQUEST-ID)%",
+        "host": "%REQ(:AUTHORITY)%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%PATH(NQ)%",
+        "status": "%RESPONSE_CODE%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "duration_ms": "%DURATION%",
+        "extproc": f"%DYNAMIC_METADATA({NAMESPACE})%",
+        "extproc_us": f"%FILTER_STATE({FILTER}:PLAIN)%",
+    }
+
+
+def bootstrap(
+    *,
+    upstream: str,
+    extproc: str | Sequence[str] | None,
+    listen: str = "127.0.0.1:0",
+    admin: str = "127.0.0.1:0",
+    filters_before: Sequence[Mapping[str, Any]] = (),
+    access_log: Path | None = None,
+    **options: Unpack[FilterOptions],
+) -> Json:
+    """A whole Envoy: `listen` -> the filter -> `upstream`; every request but HEALTH_PATH passes the filter.
+
+    Addresses are `host:port` or, but for `listen` and `admin`, `unix:/path`; port 0 lets the kernel choose.
+    `extproc` may be several addresses, one per worker; None leaves the filter out. `filters_before` run first
+    (jwt_authn, rbac ...), `access_log` gets one JSON line a request.
+    Raises ValueError that names the option whose address cannot be read.
+    """
+    addresses = [extproc] if isinstance(extproc, str) else list(extproc or ())
+    clusters = [_cluster("upstream", [_address("upstream", upstream)])]
+    filters: list[Mapping[str, Any]] = list(filters_before)
+    if addresses:
+        clusters.append(extproc_cluster(addresses))
+        filters.append(ext_proc_filter(**options))
+    return {
+        "admin": {"address": _written(_address("admin", admin, bind=True))},
+        "static_resources": {
+            "listeners": [
+                _listener(
+                    _address("listen", listen, bind=True),
+                    [*filters, _router()],
+                    _routes(bool(addresses)),
+                    access_log,
+                )
+            ],
+            "clusters": clusters,
+        },
+    }
+
+
+def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Json, access_log: Path | None) -> Json:
+    manager: Json = {
+        "@type": _HCM,
+        "stat_prefix": "gateway",
+        "use_remote_address": True,
+        "normalize_path": True,
+        "merge_slashes": True,
+        "route_config": routes,
+        "http_filters": filters,
+    }
+    if access_log is not None:
+        manager["access_log"] = [_file_access_log(access_log)]
+    return {
+        "name": "gateway",
+        "address": _written(address),
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+
+
+def _routes(with_extproc: bool) -> Json:
+    health: Json = {
+        "match": {"path": HEALTH_PATH},
+        "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}},
+    }
+    if with_extproc:
+        health["typed_per_filter_config"] = {
+            FILTER: {"@type": f"{_TYPES}.filters.http.ext_proc.v3.ExtProcPerRoute", "disabled": True}
+        }
+    everything = {"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}
+    return {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [health, everything]}]}
+
+
+def _router() -> Json:
+    return {
+        "name": "envoy.filters.http.router",
+        "typed_config": {"@type": f"{_TYPES}.filters.http.router.v3.Router"},
+    }
+
+
+def _file_access_log(path: Path) -> Json:
+    return {
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": f"{_TYPES}.access_loggers.file.v3.FileAccessLog",
+            "path": str(path),
+            "log_format": {"json_format": access_log_format()},
+        },
+    }
+
+
+def _cluster(name: str, addresses: Sequence[Address]) -> Json:
+    """Envoy's own circuit breakers stop at 1024 requests, which streams that last minutes soon reach."""
+    return {
+        "name": name,
+        "type": "STRICT_DNS" if any(map(_is_name, addresses)) else "STATIC",
+        "connect_timeout": "0.25s",
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": 100_000,
+                    "max_pending_requests": 100_000,
+                    "max_requests": 100_000,
+                    "max_retries": 1000,
+                }
+            ]
+        },
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _written(address)}} for address in addresses]}],
+        },
+    }
+
+
+def _is_name(address: Address) -> bool:
+    """Whether DNS has to be asked where it is."""
+    if isinstance(address, Unix):
+        return False
+    try:
+        ip_address(address.host)
+    except ValueError:
+        return True
+    return False
+
+
+def _address(option: str, text: str, *, bind: bool = False) -> Address:
+    try:
+        return parse_address(text, bind=bind)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def _written(address: Address) -> Json:
+    if isinstance(address, Unix):
+        return {"pipe": {"path": address.path}}
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
