@@ -16,7 +16,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -27,10 +27,11 @@ from extproc.bodies.reader import BodyReader
 from extproc.expressions import ExpressionError
 from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
-from extproc.plan.action import Action, ActionFailure, all_true
+from extproc.plan.action import Action, ActionFailure, Target, all_true
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import normalise_host
+from extproc.plan.memo import Targets
 from extproc.plan.plan import ActionSet, Plan, Route
 from extproc.telemetry.metrics import Ending, Metrics, UsageSource
 from extproc.usage.estimate import estimate_tokens
@@ -39,11 +40,19 @@ from extproc.wire.processing_mode_pb2 import ProcessingMode
 
 _LOG = logging.getLogger("extproc.exchange")
 _PROPAGATED = ("traceparent", "tracestate", "baggage")
+_RESPONSE_HEADERS = (":status", "content-type", "content-encoding", "content-length")
 _FAILED = b"Internal Server Error.\n"
 
 NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
 FAILED: Final = replies.immediate(500, _FAILED, details="extproc_failure")
-GO_ON_READING_REQUEST: Final = replies.request_headers(replies.READ_REQUEST)
+GO_ON: Final = {
+    (whole, encoded): replies.request_headers(
+        None if whole else replies.READ_REQUEST, remove=("accept-encoding",) if encoded else ()
+    )
+    for whole in (True, False)
+    for encoded in (True, False)
+}
+"""Keyed by whether the request is read no further, and whether an accept-encoding is taken away (S0.D11)."""
 READ_RESPONSE: Final = replies.response_headers(replies.READ_RESPONSE)
 IGNORE_RESPONSE: Final = replies.response_headers(replies.SKIP_BODIES)
 
@@ -92,6 +101,7 @@ class Exchange:
         "_request_reader",
         "_shared",
         "_state",
+        "_targets",
         "_undigested",
         "metadata",
         "request_id",
@@ -109,6 +119,7 @@ class Exchange:
         self._facts: RequestFacts | None = None
         self._bodies = BodyValues()
         self._context: cel.Context | None = None
+        self._targets: Targets | None = None
         self._headers: list[tuple[str, str]] = []
         self._next_action = 0
         self._request_reader: BodyReader | None = None
@@ -208,9 +219,8 @@ class Exchange:
             self._read_request(action_set, facts)
         last = len(action_set.request_actions) if whole else action_set.before_body
         strip = action_set.response_reader is not None and self._plan.strip_accept_encoding
-        remove = ("accept-encoding",) if strip and "accept-encoding" in facts.headers else ()
-        mode = None if whole else replies.READ_REQUEST
-        return self._run(last, replies.request_headers(mode, remove=remove), forwards=whole)
+        encoded = strip and "accept-encoding" in facts.headers
+        return self._run(last, GO_ON[whole, encoded], forwards=whole)
 
     def _choose(self, route: Route | None, facts: RequestFacts) -> None:
         """Find the first action set whose predicates hold; only the most specific host is asked (S0.9)."""
@@ -223,6 +233,9 @@ class Exchange:
                 if not all_true(action_set.predicates, context):
                     continue
             self._action_set = action_set
+            if action_set.memo is not None:
+                self._targets = action_set.memo.targets(facts)
+                return
             self._facts = facts if action_set.scope.attributes.needs_body else None
             self._context = action_set.scope.bind(facts, self._bodies)
             return
@@ -304,21 +317,36 @@ class Exchange:
 
     def _ask(self, action: Action) -> Answer | LimiterError | ActionFailure | None:
         """Ask the limiter; None when the action does not apply or needs no answer."""
-        assert self._context is not None
         try:
-            asked = action.query(self._context)
-        except ActionFailure as failure:
-            return failure
-        if asked is None:
-            return None
-        query, _ = asked
-        if action.service.call == "report":
-            self._report(action, query)
-            return None
-        try:
-            return action.service.ask(query, self.metadata)
-        except LimiterError as error:
+            target = self._target(action)
+            if target is None:
+                return None
+            query = target.query(self._count(action) or 0)
+            if action.service.call != "report":
+                return action.service.ask(query, self.metadata)
+        except (ActionFailure, LimiterError) as error:
             return error
+        self._report(action, query)
+        return None
+
+    def _target(self, action: Action) -> Target | None:
+        """Whom `action` is about; None when it does not apply. Raises ActionFailure."""
+        if self._targets is None:
+            assert self._context is not None
+            return action.target(self._context)
+        outcome = self._targets[action.index]
+        if isinstance(outcome, ActionFailure):
+            raise outcome
+        return outcome
+
+    def _count(self, action: Action) -> int | None:
+        """The hits of `action`, None when the answer did not tell. Raises ActionFailure."""
+        if isinstance(action.hits, str):
+            return int(action.hits)
+        if self._context is None:
+            assert self._action_set is not None
+            self._context = self._action_set.scope.bind(None, self._bodies)
+        return action.count(self._context)
 
     def _judge(self, action: Action, outcome: Decision | LimiterError | ActionFailure) -> Reply | None:
         """What a limiter's answer means for the request: None to go on, or the reply that ends it."""
@@ -360,19 +388,16 @@ class Exchange:
         action_set = self._action_set
         if action_set is None or self._state is _State.SETTLED:
             return IGNORE_RESPONSE
-        sent = message.response_headers.headers.headers
-        headers = {header.key: header.raw_value or header.value.encode() for header in sent}
-        status = headers.get(":status", b"")
-        self.status = int(status) if status.isdigit() else 0
+        headers = _headers(message)
+        status = headers[":status"]
+        self.status = int(status) if status.isdecimal() else 0
         if not self._reads(action_set, ended=message.response_headers.end_of_stream):
             self._settle("complete")
             return self._with_headers(IGNORE_RESPONSE, replies.SKIP_BODIES)
         assert action_set.response_reader is not None
         self._state = _State.READING
-        self._expected = _length(headers.get("content-length", b"").decode("latin-1"))
-        self._reader = action_set.response_reader.open(
-            headers.get("content-type", b"").decode("latin-1"), headers.get("content-encoding", b"").decode("latin-1")
-        )
+        self._expected = _length(headers["content-length"])
+        self._reader = action_set.response_reader.open(headers["content-type"], headers["content-encoding"])
         return self._with_headers(READ_RESPONSE, replies.READ_RESPONSE)
 
     def _with_headers(self, plain: Reply, mode: ProcessingMode) -> Reply:
@@ -411,10 +436,10 @@ class Exchange:
 
     def _settle(self, ending: Ending) -> list[asyncio.Task[None]]:
         """End the exchange: report what the model used, if it was called and answered. The reports under way."""
-        reader, action_set, context = self._reader, self._action_set, self._context
+        reader, action_set = self._reader, self._action_set
         self.digest()
         self._end(ending)
-        if reader is None or action_set is None or context is None:
+        if reader is None or action_set is None:
             return []
         self._reader = None
         reader.close()
@@ -423,33 +448,33 @@ class Exchange:
             self._shared.metrics.body_unread(reader.unread)
         if not self._received:
             return []
-        estimate = estimate_tokens(self._prompt_bytes, reader.text_bytes)
-        tasks = (self._settle_action(action, context, estimate) for action in action_set.response_actions)
+        tasks = (self._settle_action(action, reader) for action in action_set.response_actions)
         return [task for task in tasks if task is not None]
 
-    def _settle_action(self, action: Action, context: cel.Context, estimate: int) -> asyncio.Task[None] | None:
+    def _settle_action(self, action: Action, reader: BodyReader) -> asyncio.Task[None] | None:
         try:
-            asked = action.query(context)
+            target = self._target(action)
+            hits = None if target is None else self._count(action)
         except ActionFailure as failure:
             self._shared.metrics.errors += 1
             self._shared.metrics.action_failed(self._action_set_name)
             self._log(logging.WARNING, "rate limit report failed", reason=str(failure), service=action.service.name)
             return None
-        if asked is None:
+        if target is None:
             return None
-        query, known = asked
         source: UsageSource = "reported"
-        if not known:
-            source, hits = self._without_usage(estimate)
-            query = replace(query, hits_addend=hits)
+        if hits is None:
+            source, hits = self._without_usage(reader)
         self._shared.metrics.usage_found(source)
-        return self._report(action, query, source)
+        return self._report(action, target.query(hits), source)
 
-    def _without_usage(self, estimate: int) -> tuple[UsageSource, int]:
+    def _without_usage(self, reader: BodyReader) -> tuple[UsageSource, int]:
         missing = self._plan.missing_usage
         if missing.policy == "fixed":
             return "fixed", missing.fixed
-        return ("estimated", estimate) if missing.policy == "estimate" else ("none", 0)
+        if missing.policy == "skip":
+            return "none", 0
+        return "estimated", estimate_tokens(self._prompt_bytes, reader.text_bytes)
 
     def _report(self, action: Action, query: Query, source: UsageSource = "reported") -> asyncio.Task[None] | None:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
@@ -488,6 +513,16 @@ class Exchange:
     @property
     def _action_set_name(self) -> str:
         return self._action_set.name if self._action_set is not None else ""
+
+
+def _headers(message: ProcessingRequest) -> dict[str, str]:
+    """The response headers that matter here, "" for those that are absent."""
+    found = dict.fromkeys(_RESPONSE_HEADERS, "")
+    for header in message.response_headers.headers.headers:
+        key = header.key
+        if key in found:
+            found[key] = (header.raw_value or header.value.encode()).decode("latin-1")
+    return found
 
 
 def _length(value: str) -> int:

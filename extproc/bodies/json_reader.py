@@ -18,17 +18,22 @@ class JsonReader:
     values that did arrive, and so that the size alone never changes the answer.
     """
 
-    __slots__ = ("_buffered", "_limit", "_pieces", "_scanner", "_tree", "text_bytes", "unread", "values")
+    __slots__ = ("_buffered", "_document", "_limit", "_pieces", "_scanner", "_tree", "unread", "values")
 
     def __init__(self, tree: PointerTree, buffer: int) -> None:
         self.values: Values = {}
-        self.text_bytes = 0
         self.unread: Literal["corrupt"] | None = None
         self._tree = tree
         self._limit = buffer
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._scanner: JsonScanner | None = None
+        self._document: Any = None
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of generated text; counted when asked for, because a reported usage makes it needless."""
+        return text_size(self._document) if self._scanner is None else self._scanner.text_bytes
 
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
@@ -47,18 +52,15 @@ class JsonReader:
             if not body.strip():
                 return
             try:
-                document: Any = orjson.loads(body)
+                self._document = orjson.loads(body)
             except orjson.JSONDecodeError:
                 self.unread = "corrupt"
                 self._scan()
             else:
                 self._pieces.clear()
-                self._tree.extract(document, self.values)
-                self.text_bytes = text_size(document)
-                return
-        assert self._scanner is not None
-        self._scanner.close()
-        self.text_bytes = self._scanner.text_bytes
+                self._tree.extract(self._document, self.values)
+        if self._scanner is not None:
+            self._scanner.close()
 
     def _scan(self) -> None:
         self._scanner = JsonScanner(self._tree, self.values)

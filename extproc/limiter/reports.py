@@ -52,9 +52,8 @@ class ReportQueue:
             return None
         try:
             answer = ask(query, metadata)
-        except LimiterError as error:
-            self._lost(query, request_id, error)
-            return None
+        except Exception as error:  # noqa: BLE001 - told by `_send`, like one that comes later
+            answer = _raising(error)
         if isinstance(answer, Decision):
             self._done(query, request_id, answer)
             return None
@@ -71,23 +70,38 @@ class ReportQueue:
         _, late = await asyncio.wait(self._tasks, timeout=deadline)
         for task in late:
             task.cancel()
-            self._metrics.report_ended("dropped")
-        return len(late)
+        await asyncio.gather(*late, return_exceptions=True)
+        return sum(task.cancelled() for task in late)
 
     async def _send(
         self, ask: Ask, query: Query, metadata: Metadata, request_id: str, answer: Awaitable[Decision]
     ) -> None:
+        try:
+            decision = await self._delivered(ask, query, metadata, answer)
+        except LimiterError as error:
+            self._metrics.report_ended("failed")
+            _LOG.warning("rate limit report failed: %s", error, extra=_fields(query, request_id))
+        except asyncio.CancelledError:
+            self._metrics.report_ended("dropped")
+            _LOG.warning("rate limit report dropped: no time is left", extra=_fields(query, request_id))
+            raise
+        except Exception:  # noqa: BLE001 - nobody awaits this task for its result
+            self._metrics.report_ended("failed")
+            _LOG.exception("rate limit report failed", extra=_fields(query, request_id))
+        else:
+            self._done(query, request_id, decision)
+
+    async def _delivered(self, ask: Ask, query: Query, metadata: Metadata, answer: Awaitable[Decision]) -> Decision:
+        """The answer to a report, after as many attempts as it may have."""
         clock = asyncio.get_running_loop().time
         give_up = clock() + self.retry_for
         pause = FIRST_RETRY
         while True:
             try:
-                self._done(query, request_id, await answer)
-                return
+                return await answer
             except LimiterError as error:
                 if error.reason != "unreachable" or clock() + pause > give_up:
-                    self._lost(query, request_id, error)
-                    return
+                    raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_RETRY)
             self._metrics.report_retries += 1
@@ -105,14 +119,14 @@ class ReportQueue:
         else:
             self._metrics.report_ended("sent")
 
-    def _lost(self, query: Query, request_id: str, error: LimiterError) -> None:
-        self._metrics.report_ended("failed")
-        _LOG.warning("rate limit report failed: %s", error, extra=_fields(query, request_id))
-
 
 async def _again(ask: Ask, query: Query, metadata: Metadata) -> Decision:
     answer = ask(query, metadata)
     return answer if isinstance(answer, Decision) else await answer
+
+
+async def _raising(error: Exception) -> Decision:
+    raise error
 
 
 def _fields(query: Query, request_id: str) -> dict[str, object]:

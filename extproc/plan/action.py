@@ -61,28 +61,37 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Whom a call is about: a query but for its hits."""
+
+    domain: str
+    descriptors: tuple[Descriptor, ...]
+
+    def query(self, hits: int) -> Query:
+        """The query that asks about so many hits."""
+        return Query(self.domain, self.descriptors, hits)
+
+
+@dataclass(frozen=True, slots=True)
 class Action:
-    """One call to a service.
+    """One call to a service, the `index`th of its action set.
 
     `domain` and `hits` come from the data `ratelimit.domain` and `ratelimit.hits_addend`; `labels` from
     `requestData` make the second descriptor.
     """
 
+    index: int
     service: Service
     phase: Phase
     scope: str
     predicates: tuple[Expression, ...]
     blocks: tuple[Block, ...]
     domain: str | Expression | None
-    hits: str | Expression | None
+    hits: str | Expression
     labels: tuple[Item, ...]
 
-    def query(self, context: cel.Context) -> tuple[Query, bool] | None:
-        """What to ask, and whether its hits addend is known; None when the action does not apply.
-
-        The addend is not known when the answer of the model did not give it (S0.D5); it is 0 then.
-        Raises ActionFailure.
-        """
+    def target(self, context: cel.Context) -> Target | None:
+        """Whom to ask about; None when the action does not apply. Raises ActionFailure."""
         try:
             if not all_true(self.predicates, context):
                 return None
@@ -95,11 +104,9 @@ class Action:
             descriptors: tuple[Descriptor, ...] = (tuple(entries),)
             if self.labels:
                 descriptors += (tuple(item.entry(context) for item in self.labels),)
-            domain = self._domain(context)
-            hits = self._hits(context)
+            return Target(self._domain(context), descriptors)
         except ExpressionError as error:
             raise ActionFailure(str(error)) from None
-        return Query(domain, descriptors, hits or 0), hits is not None
 
     def _domain(self, context: cel.Context) -> str:
         if self.domain is None:
@@ -110,20 +117,16 @@ class Action:
             raise ActionFailure("`ratelimit.domain` must be a string that is not empty")
         return domain
 
-    def _hits(self, context: cel.Context) -> int | None:
-        if self.hits is None:
-            return 1
+    def count(self, context: cel.Context) -> int | None:
+        """The hits addend, None when the answer of the model did not give it (S0.D5). Raises ActionFailure."""
         try:
-            value = self.hits if isinstance(self.hits, str) else self.hits.evaluate(context)
-            hits = int(value) if isinstance(self.hits, str) else hits_of(value)
+            hits = int(self.hits) if isinstance(self.hits, str) else hits_of(self.hits.evaluate(context))
+            if not 0 <= hits <= MAX_HITS:
+                raise ValueError(f"{hits} is not in 0..{MAX_HITS}")
         except (ExpressionError, ValueError) as error:
             if self.phase is Phase.RESPONSE:
                 return None
             raise ActionFailure(f"`ratelimit.hits_addend`: {error}") from None
-        if not 0 <= hits <= MAX_HITS:
-            if self.phase is Phase.RESPONSE:
-                return None
-            raise ActionFailure(f"`ratelimit.hits_addend`: {hits} is not in 0..{MAX_HITS}")
         return hits
 
 

@@ -106,10 +106,17 @@ KNOWN = frozenset(
 """Attributes that are something; any other is null unless Envoy happens to send it by that name."""
 
 
-class Attributes:
-    """Gathers what a set of expressions names."""
+_UNREPEATABLE = frozenset({("request", "id"), ("request", "time"), *BODY_ATTRIBUTES})
+"""Attributes that are another for every request, or not there with the headers."""
 
-    __slots__ = ("_all_headers", "_auth", "_headers", "_metadata", "_named", "needs_body")
+
+class Attributes:
+    """Gathers what a set of expressions names.
+
+    `repeatable`: requests that look alike in a few plain attributes look alike in all that is named.
+    """
+
+    __slots__ = ("_all_headers", "_auth", "_headers", "_metadata", "_named", "needs_body", "repeatable")
 
     def __init__(self, members: Iterable[Path]) -> None:
         named: set[Path] = set()
@@ -136,18 +143,21 @@ class Attributes:
         self._headers = tuple(sorted(name.lower() for name in headers))
         self._named = tuple(sorted(named - {("request", "headers")}))
         self.needs_body = bool(BODY_ATTRIBUTES & named)
+        self.repeatable = not (self._all_headers or self._auth or self._metadata or _UNREPEATABLE & named)
+
+    def fingerprint(self, facts: RequestFacts) -> tuple[Any, ...]:
+        """The values of all that is named, in a fixed order; for `repeatable` ones."""
+        return (*(_value(path, facts) for path in self._named), *(facts.header(name) for name in self._headers))
 
     def bind(self, facts: RequestFacts, body: bytes | None = None) -> Variables:
         """The variables for one request; `body` where it is known by now."""
         variables: Variables = {}
         for path in self._named:
             root, name = path
-            if path in _DERIVED:
-                value = _DERIVED[path](facts)
-            elif path in BODY_ATTRIBUTES:
+            if path in BODY_ATTRIBUTES:
                 value = None if body is None else body if name == "raw_body" else body.decode("utf-8", "replace")
             else:
-                value = facts.attribute(f"{root}.{name}")
+                value = _value(path, facts)
             variables.setdefault(root, {})[name] = value
         if self._all_headers:
             headers = {name: value.decode("utf-8", "replace") for name, value in facts.headers.items()}
@@ -160,6 +170,11 @@ class Attributes:
         if self._auth:
             variables["auth"] = facts.namespace(AUTH_NAMESPACE)
         return variables
+
+
+def _value(path: Path, facts: RequestFacts) -> Any:
+    derive = _DERIVED.get(path)
+    return facts.attribute(".".join(path)) if derive is None else derive(facts)
 
 
 def host_of(address: str) -> str:

@@ -6,19 +6,24 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import cel
+
 from extproc import replies
 from extproc.bodies.reader import BodyLimits, ReaderFactory
 from extproc.config.errors import ConfigError, Problem
 from extproc.config.model import Action as ActionConfig
 from extproc.config.model import ActionSet as ActionSetConfig
-from extproc.config.model import Config, DenyWith, Fixed
+from extproc.config.model import Config, Data, DenyWith, Fixed
 from extproc.config.model import Service as ServiceConfig
-from extproc.expressions import Expression, ExpressionError, PointerCall
+from extproc.expressions import Expression, ExpressionError, PointerCall, text_of
 from extproc.expressions.functions import LIBRARY
 from extproc.limiter.seam import MAX_HITS, Limiter
-from extproc.plan.action import Action, Block, Call, Item, Phase, Service
+from extproc.plan.action import Action, ActionFailure, Block, Call, Item, Phase, Service
 from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, Attributes
+from extproc.plan.bodies import BodyValues
+from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
+from extproc.plan.memo import Outcome, TargetMemo, Targets
 from extproc.plan.plan import ActionSet, MissingUsage, Plan, Route, Scope
 
 DOMAIN = "ratelimit.domain"
@@ -87,17 +92,19 @@ class _Compiler:
         predicates = self._predicates(conditions.predicates, f"{path}.routeRuleConditions.predicates")
         if any(predicate.references.calls or _body_members(predicate) for predicate in predicates):
             self._problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
-        actions = [self._action(action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
+        actions = [self._action(i, action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
         known = _in_order(action for action in actions if action is not None)
         request = [action for action in known if action.phase is not Phase.RESPONSE]
         response = [action for action in known if action.phase is Phase.RESPONSE]
         expressions = [*predicates, *(e for action in known for e in _expressions_of(action))]
         calls = [call for expression in expressions for call in expression.references.calls]
         raw_body = any(_body_members(expression) for expression in expressions)
+        scope = _scope(expressions)
         return ActionSet(
             name=config.name,
             predicates=predicates,
-            scope=_scope(expressions),
+            scope=scope,
+            memo=_memo(known, scope),
             actions=tuple(known),
             request_actions=tuple(request),
             before_body=sum(action.phase is Phase.REQUEST_HEADERS for action in request),
@@ -116,7 +123,7 @@ class _Compiler:
         count_text = self._config.on_missing_usage == "estimate"
         return ReaderFactory(pointers, limits, count_text=count_text)
 
-    def _action(self, config: ActionConfig, path: str) -> Action | None:
+    def _action(self, index: int, config: ActionConfig, path: str) -> Action | None:
         service = self._services.get(config.service)
         predicates = self._predicates(config.predicates, f"{path}.predicates")
         blocks: list[Block] = []
@@ -125,11 +132,12 @@ class _Compiler:
             items: list[Item] = []
             for j, data in enumerate(block.data):
                 key, at = data.item.key, f"{path}.conditionalData[{i}].data[{j}]"
-                value = self._value(data.item.value, f"{at}.expression.value") if data.expression else data.item.value
+                value = self._entry_value(data, at)
                 if value is None:
                     continue
                 if key in (DOMAIN, HITS_ADDEND):
-                    self._static(key, value, f"{at}.static.value")
+                    if data.static is not None:
+                        self._static(key, data.static.value, f"{at}.static.value")
                     special.setdefault(key, value)
                 else:
                     items.append(Item(key, value))
@@ -141,22 +149,30 @@ class _Compiler:
         self._bypass(predicates, f"{path}.predicates")
         for i, compiled in enumerate(blocks):
             self._bypass(compiled.predicates, f"{path}.conditionalData[{i}].predicates")
-        domain, hits = special.get(DOMAIN), special.get(HITS_ADDEND)
+        domain, hits = special.get(DOMAIN), special.get(HITS_ADDEND, "1")
         labels = tuple(
             item
             for item in self._labels
             if service.call == "report"
             or not (isinstance(item.value, Expression) and _RESPONSE_BODY.search(item.value.source))
         )
-        action = Action(service, Phase.REQUEST_HEADERS, config.scope, predicates, tuple(blocks), domain, hits, labels)
+        action = Action(
+            index, service, Phase.REQUEST_HEADERS, config.scope, predicates, tuple(blocks), domain, hits, labels
+        )
         phase = max((_phase(expression) for expression in _expressions_of(action)), default=Phase.REQUEST_HEADERS)
         if phase is Phase.RESPONSE and service.call != "report":
             self._warn(path, f"`{config.service}` needs the answer of the model, so it counts but can deny nothing")
         return replace(action, phase=phase)
 
-    def _static(self, key: str, value: str | Expression, path: str) -> None:
-        if isinstance(value, Expression):
-            return
+    def _entry_value(self, data: Data, path: str) -> str | Expression | None:
+        """The value of an entry; an expression that depends on nothing is evaluated now."""
+        if data.expression is None:
+            return data.item.value
+        expression = self._value(data.item.value, f"{path}.expression.value")
+        special = data.item.key in (DOMAIN, HITS_ADDEND)
+        return expression if expression is None or special else _folded(expression)
+
+    def _static(self, key: str, value: str, path: str) -> None:
         if key == DOMAIN and not value:
             self._problem(path, "`ratelimit.domain` must not be empty")
         if key == HITS_ADDEND and not (value.isascii() and value.isdecimal() and int(value) <= MAX_HITS):
@@ -226,6 +242,16 @@ def _service(name: str, config: ServiceConfig, limiter: Limiter) -> Service:
     return Service(name, call, asks[call], config.failure_mode == "deny")
 
 
+def _folded(expression: Expression) -> str | Expression:
+    """The text of an expression that depends on nothing; one that has none keeps failing where it is used."""
+    if expression.variables or expression.references.calls:
+        return expression
+    try:
+        return text_of(expression.evaluate(cel.Context(functions=dict(LIBRARY))))
+    except ExpressionError:
+        return expression
+
+
 def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
     predicates = [predicate for action_set in action_sets for predicate in action_set.predicates]
     return Route(pattern, _scope(predicates), tuple(action_sets))
@@ -239,6 +265,28 @@ def _scope(expressions: Iterable[Expression]) -> Scope:
         functions |= expression.functions
     bodies = {"requestBodyJSON", "responseBodyJSON"}
     return Scope(Attributes(members), frozenset(functions & (LIBRARY.keys() | bodies)))
+
+
+def _memo(actions: Sequence[Action], scope: Scope) -> TargetMemo | None:
+    """A memo where targets are the same for requests that look alike, and hits depend on bodies only."""
+    targets = [expression for action in actions for expression in _expressions_of(replace(action, hits="1"))]
+    hits = [action.hits for action in actions if isinstance(action.hits, Expression)]
+    attributes = _scope(targets).attributes
+    if not attributes.repeatable or any(e.references.calls for e in targets) or any(e.variables for e in hits):
+        return None
+
+    def compute(facts: RequestFacts) -> Targets:
+        context = scope.bind(facts, BodyValues())
+        return tuple(_outcome(action, context) for action in actions)
+
+    return TargetMemo(attributes.fingerprint, compute)
+
+
+def _outcome(action: Action, context: cel.Context) -> Outcome:
+    try:
+        return action.target(context)
+    except ActionFailure as failure:
+        return failure
 
 
 def _in_order(actions: Iterable[Action]) -> list[Action]:

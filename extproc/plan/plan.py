@@ -14,6 +14,7 @@ from extproc.plan.attributes import Attributes
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
+from extproc.plan.memo import TargetMemo
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,12 @@ class Scope:
     functions: frozenset[str]
     """Names of functions beyond CEL's own."""
 
-    def bind(self, facts: RequestFacts, bodies: BodyValues) -> cel.Context:
-        """A context for one exchange; the body functions look into `bodies` whenever they are called."""
-        context = cel.Context(variables=self.attributes.bind(facts))
+    def bind(self, facts: RequestFacts | None, bodies: BodyValues) -> cel.Context:
+        """A context for one exchange; the body functions look into `bodies` whenever they are called.
+
+        Without `facts` for expressions that name no attribute.
+        """
+        context = cel.Context() if facts is None else cel.Context(variables=self.attributes.bind(facts))
         for name in self.functions:
             context.add_function(name, LIBRARY.get(name) or bodies.function(name))
         return context
@@ -44,6 +48,8 @@ class ActionSet:
     name: str
     predicates: tuple[Expression, ...]
     scope: Scope
+    memo: TargetMemo | None
+    """None where a target depends on more than a few plain attributes of the request."""
     actions: tuple[Action, ...]
     request_actions: tuple[Action, ...]
     before_body: int

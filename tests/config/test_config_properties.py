@@ -109,8 +109,8 @@ def test_sentences_schema_and_models_agree(document: Any, choices: st.DataObject
         built = True
     except ValidationError:
         built = False
-    # JSON Schema counts 1.0 among the integers, and says nothing of the length of a duration.
     assert accepted == built
+    # One way only: JSON Schema counts 1.0 among the integers, and says nothing of the length of a duration.
     assert SCHEMA.is_valid(changed) or not accepted
 
 
