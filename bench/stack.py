@@ -207,5 +207,4 @@ def configuration(address: str, admin: str, limiter: str) -> dict[str, Any]:
         "limits": LIMITS if limiter == "embedded" else [],
         "listeners": [address],
         "admin": {"address": admin},
-        "log": {"level": "warning"},
     }

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status: 0 done, 1 failed, 2 wrong configuration or usage."""
+    # gRPC's core writes lines of its own between ours, about every GOAWAY and every client that fails its TLS
+    # handshake; it reads this when it is first imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     words = sys.argv[1:] if arguments is None else arguments
     options = _parser(asked=words[0] if words else "").parse_args(words)
     run: Run = options.run
@@ -140,16 +144,26 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from extproc.active import activate
+    from extproc.active import Active, activate
     from extproc.config.errors import ConfigError
     from extproc.config.load import load_config
     from extproc.explain import explain
     from extproc.limiter.embedded import EmbeddedLimiter
+    from extproc.limiter.endpoints import Endpoints
     from extproc.limiter.limits import LimitSet
+    from extproc.telemetry.metrics import Metrics
+    from extproc.transport.listener import ListenError, check_tls
+
+    async def load() -> Active:
+        """As a server does, with channels that never connect; they belong to a loop."""
+        endpoints = Endpoints(EmbeddedLimiter(LimitSet()), Metrics(), connect=False)
+        active = activate(load_config(options.config), endpoints.limiter_for)
+        check_tls(active.config.listeners)
+        return active
 
     try:
-        active = activate(load_config(options.config), lambda config, service: EmbeddedLimiter(LimitSet()))
-    except ConfigError as error:
+        active = asyncio.run(load())
+    except (ConfigError, ListenError) as error:
         return _refuse(error)
     sys.stdout.write(explain(active))
     for warning in active.warnings:

@@ -24,22 +24,23 @@ import cel
 
 from extproc import replies
 from extproc.bodies.reader import BodyReader
-from extproc.expressions import ExpressionError
+from extproc.expressions import Expression, ExpressionError
 from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
-from extproc.plan.action import Action, ActionFailure, Target, all_true
+from extproc.plan.action import Action, ActionFailure, all_true
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import normalise_host
-from extproc.plan.memo import Targets
+from extproc.plan.memo import Outcomes
 from extproc.plan.plan import ActionSet, Plan, Route
+from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Ending, Metrics, UsageSource
 from extproc.usage.estimate import estimate_tokens
 from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
 _LOG = logging.getLogger("extproc.exchange")
-_PROPAGATED = ("traceparent", "tracestate", "baggage")
+_PROPAGATED = frozenset({"traceparent", "tracestate", "baggage"})
 _RESPONSE_HEADERS = (":status", "content-type", "content-encoding", "content-length")
 _FAILED = b"Internal Server Error.\n"
 
@@ -56,6 +57,7 @@ GO_ON: Final = {
 READ_RESPONSE: Final = replies.response_headers(replies.READ_RESPONSE)
 IGNORE_RESPONSE: Final = replies.response_headers(replies.SKIP_BODIES)
 
+_OUTCOMES = (Decision, LimiterError, ActionFailure)
 Reply = bytes
 Replies = Reply | Awaitable[Reply]
 
@@ -74,6 +76,7 @@ class Surroundings:
 
     metrics: Metrics
     reports: ReportQueue
+    decisions: DecisionLog
 
 
 class Exchange:
@@ -93,6 +96,7 @@ class Exchange:
         "_facts",
         "_headers",
         "_next_action",
+        "_outcomes",
         "_plan",
         "_prompt_bytes",
         "_reader",
@@ -101,7 +105,6 @@ class Exchange:
         "_request_reader",
         "_shared",
         "_state",
-        "_targets",
         "_undigested",
         "metadata",
         "request_id",
@@ -119,7 +122,7 @@ class Exchange:
         self._facts: RequestFacts | None = None
         self._bodies = BodyValues()
         self._context: cel.Context | None = None
-        self._targets: Targets | None = None
+        self._outcomes: Outcomes | None = None
         self._headers: list[tuple[str, str]] = []
         self._next_action = 0
         self._request_reader: BodyReader | None = None
@@ -171,24 +174,36 @@ class Exchange:
         """A defect of ours: before the call it is a missing decision, after it the answer goes on (G3)."""
         _LOG.exception("internal error", extra={"fields": {"request_id": self.request_id, "message": kind}})
         self._reader = None
-        actions = self._action_set.request_actions if self._action_set is not None else ()
-        before_call = kind in ("request_headers", "request_body", "request_trailers")
-        if before_call and self._state is not _State.FORWARDED and any(a.service.denies_on_failure for a in actions):
+        # A defect before the action set is found must not open a way around all of them.
+        possible = self._plan.action_sets if self._action_set is None else (self._action_set,)
+        undecided = self._state in (_State.NEW, _State.REQUEST) and kind.startswith("request_")
+        if undecided and any(a.service.denies_on_failure for found in possible for a in found.request_actions):
             return self._fail("internal error", None)
         self._shared.metrics.errors += 1
         return replies.CONTINUE[kind]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing that Envoy could still send matters: the stream may be ended, Envoy goes on without us."""
+        return self._state is _State.SETTLED and not self._duplex_response
 
     def digest(self) -> None:
         """Read what was answered before it was read."""
         if self._undigested and self._reader is not None:
             chunk, self._undigested = self._undigested, b""
-            self._reader.feed(chunk)
+            try:
+                self._reader.feed(chunk)
+            except Exception:  # noqa: BLE001 - as in `receive`
+                self._crashed("response_body")
 
     def close(self) -> None:
         """The stream is over: settle with what is known, unless that is done."""
         self._shared.metrics.exchanges_open -= 1
         if self._state is not _State.SETTLED:
-            self._settle("aborted" if self._action_set is not None else "unmatched")
+            try:
+                self._settle("aborted" if self._action_set is not None else "unmatched")
+            except Exception:  # noqa: BLE001 - as in `receive`
+                self._crashed("response_trailers")
         self._facts = None
         self._context = None
 
@@ -234,7 +249,7 @@ class Exchange:
                     continue
             self._action_set = action_set
             if action_set.memo is not None:
-                self._targets = action_set.memo.targets(facts)
+                self._outcomes = action_set.memo.outcomes(facts)
                 return
             self._facts = facts if action_set.scope.attributes.needs_body else None
             self._context = action_set.scope.bind(facts, self._bodies)
@@ -242,9 +257,9 @@ class Exchange:
 
     def _identify(self, facts: RequestFacts) -> None:
         self.request_id = facts.header("x-request-id") or str(uuid.uuid4())
-        passed_on = ((name, facts.header(name)) for name in _PROPAGATED if name in facts.headers)
-        propagated = tuple((name, value) for name, value in passed_on if value and value.isascii())
-        self.metadata = (("x-request-id", self.request_id), *propagated)
+        self.metadata = (("x-request-id", self.request_id),)
+        for name in _PROPAGATED & facts.headers.keys():
+            self.metadata += ((name, facts.header(name) or ""),)
         if self._plan.request_id_header is not None:
             self._headers.append((self._plan.request_id_header, self.request_id))
 
@@ -260,9 +275,10 @@ class Exchange:
         reply = replies.echo("request_body", message) if self._duplex_request else replies.CONTINUE["request_body"]
         if self._request_reader is None:
             return reply
-        self._request_reader.feed(chunk.body)
+        body = chunk.body
+        self._request_reader.feed(body)
         if self._request_body is not None:
-            self._request_body.append(chunk.body)
+            self._request_body.append(body)
         return self._request_complete(reply) if _ends(chunk) else reply
 
     def _request_complete(self, reply: Reply) -> Replies:
@@ -292,7 +308,7 @@ class Exchange:
             answer = self._ask(action)
             if answer is None:
                 continue
-            if not isinstance(answer, Decision | LimiterError | ActionFailure):
+            if not isinstance(answer, _OUTCOMES):
                 return self._wait(action, answer, last, reply, forwards=forwards)
             denial = self._judge(action, answer)
             if denial is not None:
@@ -318,10 +334,11 @@ class Exchange:
     def _ask(self, action: Action) -> Answer | LimiterError | ActionFailure | None:
         """Ask the limiter; None when the action does not apply or needs no answer."""
         try:
-            target = self._target(action)
-            if target is None:
+            query = self._query(action)
+            if query is None:
                 return None
-            query = target.query(self._count(action) or 0)
+            if not isinstance(action.hits, int):
+                query = _charging(query, self._count(action, action.hits) or 0)
             if action.service.call != "report":
                 return action.service.ask(query, self.metadata)
         except (ActionFailure, LimiterError) as error:
@@ -329,29 +346,32 @@ class Exchange:
         self._report(action, query)
         return None
 
-    def _target(self, action: Action) -> Target | None:
-        """Whom `action` is about; None when it does not apply. Raises ActionFailure."""
-        if self._targets is None:
+    def _query(self, action: Action) -> Query | None:
+        """What `action` asks; None when it does not apply. Raises ActionFailure."""
+        if self._outcomes is None:
             assert self._context is not None
-            return action.target(self._context)
-        outcome = self._targets[action.index]
+            return action.query(self._context)
+        outcome = self._outcomes[action.index]
         if isinstance(outcome, ActionFailure):
             raise outcome
         return outcome
 
-    def _count(self, action: Action) -> int | None:
+    def _count(self, action: Action, hits: Expression) -> int | None:
         """The hits of `action`, None when the answer did not tell. Raises ActionFailure."""
-        if isinstance(action.hits, str):
-            return int(action.hits)
+        return action.count(hits, self._bodies, self._any_context)
+
+    def _any_context(self) -> cel.Context:
+        """The context of the request, or one without attributes where none was needed so far."""
         if self._context is None:
             assert self._action_set is not None
             self._context = self._action_set.scope.bind(None, self._bodies)
-        return action.count(self._context)
+        return self._context
 
     def _judge(self, action: Action, outcome: Decision | LimiterError | ActionFailure) -> Reply | None:
         """What a limiter's answer means for the request: None to go on, or the reply that ends it."""
         if isinstance(outcome, Decision) and outcome.code is Code.OK:
-            self._headers.extend(outcome.headers)
+            if outcome.headers:
+                self._headers.extend(outcome.headers)
             return None
         if isinstance(outcome, Decision) and outcome.code is Code.OVER_LIMIT:
             return self._deny(outcome)
@@ -368,7 +388,7 @@ class Exchange:
         assert self._action_set is not None
         self._shared.metrics.denied += 1
         self._end("denied")
-        self._log(logging.INFO, "denied", code="OVER_LIMIT", limit=decision.limit)
+        self._note("denied", {"code": "OVER_LIMIT", "limit": decision.limit})
         headers = [*self._headers, *decision.headers]
         return replies.with_headers(self._action_set.over_limit, headers) if headers else self._action_set.over_limit
 
@@ -415,8 +435,9 @@ class Exchange:
         if self._state is not _State.READING:
             return reply
         self.digest()
-        self._undigested = chunk.body
-        self._received += len(chunk.body)
+        body = chunk.body
+        self._undigested = body
+        self._received += len(body)
         # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
         over = _ends(chunk) or self._received == self._expected
         return self._response_complete(reply) if over else reply
@@ -448,25 +469,29 @@ class Exchange:
             self._shared.metrics.body_unread(reader.unread)
         if not self._received:
             return []
-        tasks = (self._settle_action(action, reader) for action in action_set.response_actions)
-        return [task for task in tasks if task is not None]
+        pending: list[asyncio.Task[None]] = []
+        for action in action_set.response_actions:
+            task = self._settle_action(action, reader)
+            if task is not None:
+                pending.append(task)
+        return pending
 
     def _settle_action(self, action: Action, reader: BodyReader) -> asyncio.Task[None] | None:
         try:
-            target = self._target(action)
-            hits = None if target is None else self._count(action)
+            query = self._query(action)
+            if query is None:
+                return None
+            hits = action.hits if isinstance(action.hits, int) else self._count(action, action.hits)
         except ActionFailure as failure:
             self._shared.metrics.errors += 1
             self._shared.metrics.action_failed(self._action_set_name)
             self._log(logging.WARNING, "rate limit report failed", reason=str(failure), service=action.service.name)
             return None
-        if target is None:
-            return None
         source: UsageSource = "reported"
         if hits is None:
             source, hits = self._without_usage(reader)
         self._shared.metrics.usage_found(source)
-        return self._report(action, target.query(hits), source)
+        return self._report(action, _charging(query, hits), source)
 
     def _without_usage(self, reader: BodyReader) -> tuple[UsageSource, int]:
         missing = self._plan.missing_usage
@@ -478,15 +503,10 @@ class Exchange:
 
     def _report(self, action: Action, query: Query, source: UsageSource = "reported") -> asyncio.Task[None] | None:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
-        self._log(
-            logging.INFO,
-            "consumed",
-            decision="allowed",
-            domain=query.domain,
-            hits_addend=query.hits_addend,
-            usage=source,
-            status=self.status,
-        )
+        if self._shared.decisions.enabled:
+            hits = query.hits_addend
+            consumed = {"domain": query.domain, "hits_addend": hits, "usage": source, "status": self.status}
+            self._note("consumed", {"decision": "allowed", **consumed})
         if query.hits_addend == 0:
             return None
         self._shared.metrics.tokens_reported += query.hits_addend
@@ -505,14 +525,22 @@ class Exchange:
             self._duplex_request = modes.request_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
             self._duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
 
-    def _log(self, level: int, event: str, **fields: Any) -> None:
-        if _LOG.isEnabledFor(level):
+    def _note(self, decision: str, fields: dict[str, Any]) -> None:
+        if self._shared.decisions.enabled:
             known = {"request_id": self.request_id, "action_set": self._action_set_name}
-            _LOG.log(level, event, extra={"fields": {**known, **fields}})
+            self._shared.decisions.note(decision, {**known, **fields})
+
+    def _log(self, level: int, event: str, **fields: Any) -> None:
+        known = {"request_id": self.request_id, "action_set": self._action_set_name}
+        _LOG.log(level, event, extra={"fields": {**known, **fields}})
 
     @property
     def _action_set_name(self) -> str:
         return self._action_set.name if self._action_set is not None else ""
+
+
+def _charging(query: Query, hits: int) -> Query:
+    return Query(query.domain, query.descriptors, hits)
 
 
 def _headers(message: ProcessingRequest) -> dict[str, str]:

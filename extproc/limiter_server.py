@@ -11,7 +11,6 @@ from extproc.admin.server import AdminServer
 from extproc.config.errors import ConfigError, Problem, Snapshot
 from extproc.config.files import take_snapshot
 from extproc.config.load import load_limits
-from extproc.config.model import Listener
 from extproc.config.watch import watch
 from extproc.lifecycle import Signals
 from extproc.limiter.embedded import EmbeddedLimiter
@@ -68,7 +67,7 @@ class LimiterServer:
         signals = Signals(self.reload)
         grpc_server = GrpcServer(_MAX_MESSAGE)
         add_limiter_service(grpc_server.server, MeteredLimiter(self._limiter, "embedded", self.metrics))
-        grpc_server.listen([Listener(address=self._listen)])
+        grpc_server.bind(self._listen, "--listen")
         admin = await self._start_admin()
         await grpc_server.start(SERVICES)
         await grpc_server.set_ready(ready=True)

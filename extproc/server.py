@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,17 @@ from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.endpoints import Endpoints
 from extproc.limiter.limits import LimitSet
 from extproc.limiter.reports import ReportQueue
+from extproc.telemetry.decisions import DecisionLog
+from extproc.telemetry.logs import configure
 from extproc.telemetry.metrics import Metrics
 from extproc.transport.listener import GrpcServer
 from extproc.transport.process import SERVICE, add_external_processor
 
 _LOG = logging.getLogger("extproc.server")
+_AT_START = ("listeners", "admin", "bodies.message")
+"""Fields that are read only then."""
+_FLUSH = 1.0
+"""Seconds that reports get at least: those of exchanges that the deadline cuts begin when it is over."""
 
 
 class Server:
@@ -33,6 +41,7 @@ class Server:
 
     def __init__(self, path: Path) -> None:
         self.metrics = Metrics()
+        self.decisions = DecisionLog()
         self._path = path
         self.limiter = EmbeddedLimiter(LimitSet())
         self._endpoints = Endpoints(self.limiter, self.metrics)
@@ -78,7 +87,7 @@ class Server:
         """Listen and become ready. Raises ListenError or AdminError."""
         config = self.config
         self._reports = ReportQueue(self.metrics, capacity=config.report.queue, retry_for=config.report.retry_for)
-        self._shared = Surroundings(self.metrics, self._reports)
+        self._shared = Surroundings(self.metrics, self._reports, self.decisions)
         self._grpc = GrpcServer(config.bodies.message)
         add_external_processor(self._grpc.server, self._open_exchange)
         self._grpc.listen(config.listeners)
@@ -92,10 +101,12 @@ class Server:
             await self._admin.start()
         await self._grpc.start([SERVICE])
         await self._set_ready(None)
+        _tune_collector()
         _LOG.info("ready", extra={"fields": {"listeners": self.addresses, "admin": self.admin_address}})
 
     def reload(self) -> bool:
         """Load the configuration again; when it is wrong the old one stays. False then."""
+        old = self.config
         try:
             self.load()
         except ConfigError as error:
@@ -104,7 +115,18 @@ class Server:
             return False
         self.metrics.reloaded("ok")
         _LOG.info("reloaded", extra={"fields": {"file": str(self._path)}})
+        self._apply(old, self.config)
         return True
+
+    def _apply(self, old: Config, new: Config) -> None:
+        """Give what outlives a configuration its new settings, or say that only a restart will."""
+        if self._grpc is not None:
+            self._reports.capacity, self._reports.retry_for = new.report.queue, new.report.retry_for
+        if new.log != old.log:
+            configure(new.log.level, new.log.format)
+        for field in _AT_START:
+            if attrgetter(field)(new) != attrgetter(field)(old):
+                _LOG.warning("a change waits for a restart", extra={"fields": {"field": field}})
 
     async def drain(self) -> None:
         """Stop in the order that loses nothing: not ready, new streams still served, GOAWAY, reports flushed."""
@@ -115,9 +137,10 @@ class Server:
         await asyncio.sleep(shutdown.delay)
         deadline = asyncio.get_running_loop().time() + shutdown.deadline
         await self._grpc.stop(shutdown.deadline)
-        lost = await self._reports.flush(max(0.0, deadline - asyncio.get_running_loop().time()))
+        lost = await self._reports.flush(max(_FLUSH, deadline - asyncio.get_running_loop().time()))
         if self._admin is not None:
             await self._admin.stop()
+        self.decisions.flush()
         _LOG.info("stopped", extra={"fields": {"reports_lost": lost}})
 
     async def run(self) -> None:
@@ -146,3 +169,10 @@ class Server:
 
     def _masked(self) -> Mapping[str, Any]:
         return masked(self.config)
+
+
+def _tune_collector() -> None:
+    """What start-up made stays for good, and an exchange makes no cycles: the collector has little to find."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

@@ -184,7 +184,7 @@ class JsonScanner:
             self._node.forget(self.values)
         if wanted is not None:
             value = _loads(raw)
-            if isinstance(value, str | int | float):
+            if isinstance(value, (str, int, float)):
                 self.values[wanted] = value
         self._state = self._outside
 

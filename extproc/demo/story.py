@@ -102,6 +102,7 @@ async def tell(page: Page, directory: Path, log: Path, port: int = 0) -> None:
         await _json_answer(asker)
         await _streamed_answer(asker)
         await _the_limit(asker)
+        stack.server.decisions.flush()
         _decisions(page, log)
         await _one_word(asker, directory)
         await _from_outside(page, stack)

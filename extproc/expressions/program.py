@@ -71,7 +71,7 @@ def text_of(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
-    if value is None or isinstance(value, list | dict):
+    if value is None or isinstance(value, (list, dict)):
         raise ExpressionError(f"expected a string, a number or a bool, found {_kind(value)}")
     try:
         return str(_STRING.execute({"value": value}))

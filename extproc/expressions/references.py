@@ -47,11 +47,15 @@ class PointerCall:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """`members`: chains such as ("request", "headers", "x-tenant"); `locals`: names bound by macros."""
+    """`members`: chains such as ("request", "headers", "x-tenant"); `locals`: names bound by macros.
+
+    `sole_call` is the call of a body function that is all of the expression.
+    """
 
     members: frozenset[Path]
     locals: frozenset[str]
     calls: tuple[PointerCall, ...]
+    sole_call: PointerCall | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +83,22 @@ def find_references(source: str) -> References:
     members: set[Path] = set()
     bound: set[str] = set()
     calls: list[PointerCall] = []
+    sole_call: PointerCall | None = None
     for index, token in enumerate(tokens):
         if token.kind != "ident":
             continue
         method = index > 0 and tokens[index - 1].text == "."
         called = _at(tokens, index + 1).text == "("
         if called and token.text in _BODY_FUNCTIONS:
-            calls.append(_pointer_call(token.text, tokens, index + 2))
+            call, end = _pointer_call(token.text, tokens, index + 2)
+            calls.append(call)
+            if index == 0 and end == len(tokens):
+                sole_call = call
         elif called and method and token.text in _MACROS:
             bound.add(_at(tokens, index + 2).text)
         elif not called and not method:
             members.add(_chain(tokens, index))
-    return References(frozenset(members), frozenset(bound), tuple(calls))
+    return References(frozenset(members), frozenset(bound), tuple(calls), sole_call)
 
 
 def _at(tokens: Sequence[_Token], index: int) -> _Token:
@@ -112,7 +120,8 @@ def _chain(tokens: Sequence[_Token], index: int) -> Path:
             return tuple(path)
 
 
-def _pointer_call(function: str, tokens: Sequence[_Token], index: int) -> PointerCall:
+def _pointer_call(function: str, tokens: Sequence[_Token], index: int) -> tuple[PointerCall, int]:
+    """The call whose first argument is at `index`, and the index behind its closing parenthesis."""
     pointers: list[str] = []
     kind: ValueKind = "any"
     problem = f"{function} takes a string literal, or a list of them and a kind ({', '.join(_KINDS[1:])})"
@@ -136,4 +145,4 @@ def _pointer_call(function: str, tokens: Sequence[_Token], index: int) -> Pointe
     if not pointers or _at(tokens, index).text != ")":
         raise ValueError(problem)
     body: Literal["request", "response"] = "request" if function == _BODY_FUNCTIONS[0] else "response"
-    return PointerCall(body, tuple(parse_pointer(pointer) for pointer in pointers), kind)
+    return PointerCall(body, tuple(parse_pointer(pointer) for pointer in pointers), kind), index + 1

@@ -16,12 +16,12 @@ _RESULTS: dict[Code, Result] = {Code.OK: "ok", Code.OVER_LIMIT: "over_limit", Co
 class CallMetrics(Protocol):
     """What is counted; satisfied by extproc.telemetry.metrics.Metrics."""
 
-    def limiter_call(self, endpoint: str, method: Method, result: Result, seconds: float, /) -> None:
-        """One call, its result and how long the answer took."""
+    def limiter_call(self, endpoint: str, method: Method, result: Result, seconds: float | None = None, /) -> None:
+        """One call, its result and how long the answer took; None when it was there at once."""
 
 
 class MeteredLimiter:
-    """A limiter that counts what another one answers."""
+    """A limiter that counts what another one answers, and times what it had to wait for."""
 
     __slots__ = ("_endpoint", "_limiter", "_metrics")
 
@@ -32,26 +32,24 @@ class MeteredLimiter:
 
     def check(self, query: Query, metadata: Metadata = ()) -> Answer:
         """As the limiter's."""
-        started = perf_counter()
-        return self._count("check", started, self._limiter.check(query, metadata))
+        return self._counted("check", self._limiter.check(query, metadata))
 
     def report(self, query: Query, metadata: Metadata = ()) -> Answer:
         """As the limiter's."""
-        started = perf_counter()
-        return self._count("report", started, self._limiter.report(query, metadata))
+        return self._counted("report", self._limiter.report(query, metadata))
 
     def should_rate_limit(self, query: Query, metadata: Metadata = ()) -> Answer:
         """As the limiter's."""
-        started = perf_counter()
-        return self._count("should_rate_limit", started, self._limiter.should_rate_limit(query, metadata))
+        return self._counted("should_rate_limit", self._limiter.should_rate_limit(query, metadata))
 
-    def _count(self, method: Method, started: float, answer: Answer) -> Answer:
+    def _counted(self, method: Method, answer: Answer) -> Answer:
         if not isinstance(answer, Decision):
-            return self._counted(method, started, answer)
-        self._metrics.limiter_call(self._endpoint, method, _RESULTS[answer.code], perf_counter() - started)
+            return self._timed(method, answer)
+        self._metrics.limiter_call(self._endpoint, method, _RESULTS[answer.code])
         return answer
 
-    async def _counted(self, method: Method, started: float, answer: Awaitable[Decision]) -> Decision:
+    async def _timed(self, method: Method, answer: Awaitable[Decision]) -> Decision:
+        started = perf_counter()
         try:
             decision = await answer
         except LimiterError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Entry = tuple[str, str]
 Descriptor = tuple[Entry, ...]
@@ -28,9 +28,11 @@ class Code(IntEnum):
     OVER_LIMIT = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What a limiter is asked: envoy.service.ratelimit.v3.RateLimitRequest without its transport."""
+class Query(NamedTuple):
+    """What a limiter is asked: envoy.service.ratelimit.v3.RateLimitRequest without its transport.
+
+    A tuple because one is made for every call, and a frozen dataclass takes five times as long.
+    """
 
     domain: str
     descriptors: tuple[Descriptor, ...]

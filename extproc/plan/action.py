@@ -11,6 +11,7 @@ import cel
 
 from extproc.expressions import Expression, ExpressionError, text_of
 from extproc.limiter.seam import MAX_HITS, Answer, Descriptor, Entry, Metadata, Query
+from extproc.plan.bodies import BodyValues
 
 Call = Literal["check", "report", "should_rate_limit"]
 
@@ -61,18 +62,6 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Whom a call is about: a query but for its hits."""
-
-    domain: str
-    descriptors: tuple[Descriptor, ...]
-
-    def query(self, hits: int) -> Query:
-        """The query that asks about so many hits."""
-        return Query(self.domain, self.descriptors, hits)
-
-
-@dataclass(frozen=True, slots=True)
 class Action:
     """One call to a service, the `index`th of its action set.
 
@@ -87,11 +76,14 @@ class Action:
     predicates: tuple[Expression, ...]
     blocks: tuple[Block, ...]
     domain: str | Expression | None
-    hits: str | Expression
+    hits: int | Expression
     labels: tuple[Item, ...]
 
-    def target(self, context: cel.Context) -> Target | None:
-        """Whom to ask about; None when the action does not apply. Raises ActionFailure."""
+    def query(self, context: cel.Context) -> Query | None:
+        """What to ask, None when the action does not apply. Raises ActionFailure.
+
+        Its hits are those of the configuration, 0 where they are an expression: see `count`.
+        """
         try:
             if not all_true(self.predicates, context):
                 return None
@@ -104,7 +96,8 @@ class Action:
             descriptors: tuple[Descriptor, ...] = (tuple(entries),)
             if self.labels:
                 descriptors += (tuple(item.entry(context) for item in self.labels),)
-            return Target(self._domain(context), descriptors)
+            hits = self.hits if isinstance(self.hits, int) else 0
+            return Query(self._domain(context), descriptors, hits)
         except ExpressionError as error:
             raise ActionFailure(str(error)) from None
 
@@ -117,26 +110,27 @@ class Action:
             raise ActionFailure("`ratelimit.domain` must be a string that is not empty")
         return domain
 
-    def count(self, context: cel.Context) -> int | None:
-        """The hits addend, None when the answer of the model did not give it (S0.D5). Raises ActionFailure."""
+    def count(self, hits: Expression, bodies: BodyValues, context: Callable[[], cel.Context]) -> int | None:
+        """The hits addend that `hits` gives, None when the answer of the model did not tell it (S0.D5).
+
+        `context` is called where CEL is needed. Raises ActionFailure.
+        """
         try:
-            hits = int(self.hits) if isinstance(self.hits, str) else hits_of(self.hits.evaluate(context))
-            if not 0 <= hits <= MAX_HITS:
-                raise ValueError(f"{hits} is not in 0..{MAX_HITS}")
+            call = hits.references.sole_call
+            return hits_of(hits.evaluate(context()) if call is None else bodies.find(call))
         except (ExpressionError, ValueError) as error:
             if self.phase is Phase.RESPONSE:
                 return None
             raise ActionFailure(f"`ratelimit.hits_addend`: {error}") from None
-        return hits
 
 
 def hits_of(value: Any) -> int:
-    """A hits addend: an integer, or a double without a fraction; raises ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"expected a number, found {type(value).__name__}")
-    if isinstance(value, float) and not value.is_integer():
-        raise ValueError(f"expected a whole number, found {value}")
-    return int(value)
+    """A hits addend: an integer that fits, or a double without a fraction; raises ValueError for anything else."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= MAX_HITS:
+        raise ValueError(f"expected a whole number from 0 to {MAX_HITS}, found {value!r:.60}")
+    return value
 
 
 def all_true(predicates: tuple[Expression, ...], context: cel.Context) -> bool:

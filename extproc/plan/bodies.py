@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 from extproc.bodies.pointers import Scalar, Values
+from extproc.expressions import PointerCall
 from extproc.expressions.pointer import parse_pointer
 
 _parse = lru_cache(maxsize=4096)(parse_pointer)
@@ -23,23 +24,31 @@ class BodyValues:
 
     def function(self, name: str) -> Callable[..., Any]:
         """The CEL function `requestBodyJSON` or `responseBodyJSON`; it never raises, what is missing is null."""
-        request = name == "requestBodyJSON"
+        values = self.request if name == "requestBodyJSON" else self.response
 
         def lookup(pointers: Any, kind: str = "any") -> Scalar | None:
-            values = self.request if request else self.response
-            for pointer in pointers if isinstance(pointers, list) else (pointers,):
-                value = values.get(_parse(pointer))
-                if value is not None and is_kind(value, kind):
-                    return value
-            return None
+            texts = pointers if isinstance(pointers, list) else (pointers,)
+            return _first(values, map(_parse, texts), kind)
 
         return lookup
+
+    def find(self, call: PointerCall) -> Scalar | None:
+        """The value of a call that is a whole expression, without CEL."""
+        return _first(self.request if call.body == "request" else self.response, call.pointers, call.kind)
+
+
+def _first(values: Values, paths: Iterable[tuple[str, ...]], kind: str) -> Scalar | None:
+    for path in paths:
+        value = values.get(path)
+        if value is not None and is_kind(value, kind):
+            return value
+    return None
 
 
 def is_kind(value: Scalar, kind: str) -> bool:
     """Whether `value` is a `number`, a `string`, a `bool`, or `any` of them."""
+    if kind == "any":
+        return True
     if kind == "number":
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "string":
-        return isinstance(value, str)
-    return kind == "any" or isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, str if kind == "string" else bool)

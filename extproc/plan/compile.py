@@ -23,7 +23,7 @@ from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, Attributes
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
-from extproc.plan.memo import Outcome, TargetMemo, Targets
+from extproc.plan.memo import Outcome, Outcomes, QueryMemo
 from extproc.plan.plan import ActionSet, MissingUsage, Plan, Route, Scope
 
 DOMAIN = "ratelimit.domain"
@@ -149,7 +149,7 @@ class _Compiler:
         self._bypass(predicates, f"{path}.predicates")
         for i, compiled in enumerate(blocks):
             self._bypass(compiled.predicates, f"{path}.conditionalData[{i}].predicates")
-        domain, hits = special.get(DOMAIN), special.get(HITS_ADDEND, "1")
+        domain, hits = special.get(DOMAIN), _hits(special.get(HITS_ADDEND, "1"))
         labels = tuple(
             item
             for item in self._labels
@@ -252,6 +252,13 @@ def _folded(expression: Expression) -> str | Expression:
         return expression
 
 
+def _hits(value: str | Expression) -> int | Expression:
+    """A static addend as a number; one that is none was told as a problem."""
+    if isinstance(value, Expression):
+        return value
+    return int(value) if value.isdecimal() else 0
+
+
 def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
     predicates = [predicate for action_set in action_sets for predicate in action_set.predicates]
     return Route(pattern, _scope(predicates), tuple(action_sets))
@@ -267,24 +274,24 @@ def _scope(expressions: Iterable[Expression]) -> Scope:
     return Scope(Attributes(members), frozenset(functions & (LIBRARY.keys() | bodies)))
 
 
-def _memo(actions: Sequence[Action], scope: Scope) -> TargetMemo | None:
-    """A memo where targets are the same for requests that look alike, and hits depend on bodies only."""
-    targets = [expression for action in actions for expression in _expressions_of(replace(action, hits="1"))]
+def _memo(actions: Sequence[Action], scope: Scope) -> QueryMemo | None:
+    """A memo where queries are the same for requests that look alike, and hits depend on bodies only."""
+    queries = [expression for action in actions for expression in _expressions_of(replace(action, hits=1))]
     hits = [action.hits for action in actions if isinstance(action.hits, Expression)]
-    attributes = _scope(targets).attributes
-    if not attributes.repeatable or any(e.references.calls for e in targets) or any(e.variables for e in hits):
+    attributes = _scope(queries).attributes
+    if not attributes.repeatable or any(e.references.calls for e in queries) or any(e.variables for e in hits):
         return None
 
-    def compute(facts: RequestFacts) -> Targets:
+    def compute(facts: RequestFacts) -> Outcomes:
         context = scope.bind(facts, BodyValues())
         return tuple(_outcome(action, context) for action in actions)
 
-    return TargetMemo(attributes.fingerprint, compute)
+    return QueryMemo(attributes.fingerprint, compute)
 
 
 def _outcome(action: Action, context: cel.Context) -> Outcome:
     try:
-        return action.target(context)
+        return action.query(context)
     except ActionFailure as failure:
         return failure
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf.struct_pb2 import Struct, Value
 
 from extproc.wire.external_processor_pb2 import ProcessingRequest
@@ -19,7 +21,7 @@ class RequestFacts:
     offending bytes replaced. A header that occurs several times is joined with `,`.
     """
 
-    __slots__ = ("_attributes", "headers", "metadata")
+    __slots__ = ("_message", "headers")
 
     def __init__(self, message: ProcessingRequest) -> None:
         headers: dict[str, bytes] = {}
@@ -27,9 +29,7 @@ class RequestFacts:
             key, value = header.key, header.raw_value or header.value.encode()
             headers[key] = headers[key] + b"," + value if key in headers else value
         self.headers = headers
-        attributes = message.attributes
-        self._attributes: Struct | None = attributes.get(FILTER, None)
-        self.metadata = message.metadata_context.filter_metadata
+        self._message = message
 
     def header(self, name: str) -> str | None:
         """The value of a header, None when it is absent."""
@@ -38,20 +38,27 @@ class RequestFacts:
 
     def attribute(self, name: str) -> JsonValue:
         """An attribute that Envoy was configured to send, None when it was not sent."""
-        if self._attributes is None or name not in self._attributes.fields:
+        attributes = self._message.attributes
+        if FILTER not in attributes or name not in attributes[FILTER].fields:
             return None
-        return plain(self._attributes.fields[name])
+        return plain(attributes[FILTER].fields[name])
 
     @property
     def host(self) -> str:
         """The authority as the client sent it, "" when there is none."""
         return self.header(":authority") or self.header("host") or ""
 
+    @property
+    def metadata(self) -> Mapping[str, Struct]:
+        """Dynamic metadata of the filters before us, as far as Envoy forwards it."""
+        return self._message.metadata_context.filter_metadata
+
     def namespace(self, name: str) -> JsonValue:
         """A namespace of dynamic metadata, None when it was not forwarded."""
-        if name not in self.metadata:
+        metadata = self.metadata
+        if name not in metadata:
             return None
-        return {key: plain(value) for key, value in self.metadata[name].fields.items()}
+        return {key: plain(value) for key, value in metadata[name].fields.items()}
 
 
 def plain(value: Value) -> JsonValue:

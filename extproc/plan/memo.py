@@ -1,7 +1,7 @@
-"""Remembering whom requests are about.
+"""Remembering what requests come to.
 
 CEL costs microseconds an expression and more for its variables, while most requests of a gateway look alike in the
-few attributes that an action set names. So the targets of all its actions are remembered by the values of those.
+few attributes that an action set names. So the queries of all its actions are remembered by the values of those.
 """
 
 from __future__ import annotations
@@ -9,32 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from extproc.plan.action import ActionFailure, Target
+from extproc.limiter.seam import Query
+from extproc.plan.action import ActionFailure
 from extproc.plan.facts import RequestFacts
 
 MAX_ENTRIES = 1024
 MAX_KEY = 512
 """Characters; a request with longer values is not remembered, so that memory is bounded by both."""
 
-Outcome = Target | ActionFailure | None
-Targets = tuple[Outcome, ...]
+Outcome = Query | ActionFailure | None
+Outcomes = tuple[Outcome, ...]
 """What each action of a set comes to, by its index; None where it does not apply."""
 
 
-class TargetMemo:
-    """Targets by fingerprint; `compute` finds those of a request that looks like none before."""
+class QueryMemo:
+    """Queries by fingerprint; `compute` finds those of a request that looks like none before."""
 
     __slots__ = ("_compute", "_fingerprint", "_known")
 
     def __init__(
-        self, fingerprint: Callable[[RequestFacts], tuple[Any, ...]], compute: Callable[[RequestFacts], Targets]
+        self, fingerprint: Callable[[RequestFacts], tuple[Any, ...]], compute: Callable[[RequestFacts], Outcomes]
     ) -> None:
         self._fingerprint = fingerprint
         self._compute = compute
-        self._known: dict[Hashable, Targets] = {}
+        self._known: dict[Hashable, Outcomes] = {}
 
-    def targets(self, facts: RequestFacts) -> Targets:
-        """The targets for one request."""
+    def outcomes(self, facts: RequestFacts) -> Outcomes:
+        """What the actions come to for one request."""
         key = self._fingerprint(facts)
         found = self._known.get(key)
         if found is None:

@@ -14,7 +14,7 @@ from extproc.plan.attributes import Attributes
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
-from extproc.plan.memo import TargetMemo
+from extproc.plan.memo import QueryMemo
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class ActionSet:
     name: str
     predicates: tuple[Expression, ...]
     scope: Scope
-    memo: TargetMemo | None
-    """None where a target depends on more than a few plain attributes of the request."""
+    memo: QueryMemo | None
+    """None where a query depends on more than a few plain attributes of the request."""
     actions: tuple[Action, ...]
     request_actions: tuple[Action, ...]
     before_body: int

@@ -115,13 +115,14 @@ class Metrics(Collector):
         """A report was taken by the limiter, had no room in the queue, or was given up."""
         self._reports[result] += 1
 
-    def limiter_call(self, endpoint: str, method: Method, result: CallResult, seconds: float) -> None:
-        """One attempt of a call to the limiter `endpoint` took `seconds`."""
+    def limiter_call(self, endpoint: str, method: Method, result: CallResult, seconds: float | None = None) -> None:
+        """One attempt of a call to the limiter `endpoint` took `seconds`; None for a limiter that answers at once."""
         calls = self._calls.get(endpoint)
         if calls is None:
             calls = self._calls.setdefault(_bounded(endpoint, self._calls, MAX_ENDPOINTS), _Calls())
         calls.results[method][result] += 1
-        calls.seconds[method].observe(seconds)
+        if seconds is not None:
+            calls.seconds[method].observe(seconds)
 
     def action_failed(self, action_set: str) -> None:
         """An action reached no decision, whatever its failure mode made of that."""
@@ -178,12 +179,13 @@ class Metrics(Collector):
         )
         for endpoint, made in self._calls.items():
             for method, results in made.results.items():
-                histogram = made.seconds[method]
-                if not any(histogram.counts):
+                if not any(results.values()):
                     continue
                 for result, count in results.items():
                     calls.add_metric((endpoint, method, result), count)
-                seconds.add_metric((endpoint, method), histogram.cumulative(), histogram.total)
+                histogram = made.seconds[method]
+                if any(histogram.counts):
+                    seconds.add_metric((endpoint, method), histogram.cumulative(), histogram.total)
         yield calls
         yield seconds
 

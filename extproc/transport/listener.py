@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
-from extproc.config.model import Listener, ServerTls
+from extproc.config.address import Address, Tcp, Unix, parse_address
+from extproc.config.model import Listener
+from extproc.transport.tls import server_credentials
 
 
 class ListenError(Exception):
@@ -46,18 +49,27 @@ class GrpcServer:
         self._services: tuple[str, ...] = ()
 
     def listen(self, listeners: Iterable[Listener]) -> None:
-        """Bind every address; raises ListenError naming the one that cannot be bound."""
+        """Bind every address; raises ListenError naming the field that is wrong."""
         for index, listener in enumerate(listeners):
             field = f"listeners[{index}]"
-            address = listener.address
-            try:
-                if listener.tls is None:
-                    port = self.server.add_insecure_port(address)
-                else:
-                    port = self.server.add_secure_port(address, _credentials(listener.tls, f"{field}.tls"))
-            except RuntimeError:
-                raise ListenError(f"{field}.address: cannot listen on `{address}`: is it in use?") from None
-            self.addresses.append(address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}")
+            self.bind(listener.address, f"{field}.address", _credentials(listener, field))
+
+    def bind(self, address: str, field: str, credentials: grpc.ServerCredentials | None = None) -> None:
+        """Bind `address`, called `field` by the ListenError that is raised when this cannot be done."""
+        try:
+            target = parse_address(address, bind=True)
+        except ValueError as error:
+            raise ListenError(f"{field}: `{address}`: {error}") from None
+        if isinstance(target, Unix) and _is_served(target.path):
+            raise ListenError(f"{field}: cannot listen on `{address}`: another process does")
+        try:
+            if credentials is None:
+                port = self.server.add_insecure_port(address)
+            else:
+                port = self.server.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise ListenError(f"{field}: cannot listen on `{address}`: {_reason(target)}") from None
+        self.addresses.append(str(target if isinstance(target, Unix) else Tcp(target.host, port)))
 
     async def start(self, services: Iterable[str]) -> None:
         """Serve; `services` are the full names of what was added. Health says NOT_SERVING until `set_ready`."""
@@ -77,14 +89,41 @@ class GrpcServer:
         await self.server.stop(deadline)
 
 
-def _credentials(tls: ServerTls, field: str) -> grpc.ServerCredentials:
-    client_ca = None if tls.client_ca is None else _read(tls.client_ca, f"{field}.clientCa")
-    pair = (_read(tls.key, f"{field}.key"), _read(tls.cert, f"{field}.cert"))
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+def check_tls(listeners: Iterable[Listener]) -> None:
+    """Raise the ListenError that `GrpcServer.listen` would raise for TLS files that cannot be used."""
+    for index, listener in enumerate(listeners):
+        _credentials(listener, f"listeners[{index}]")
 
 
-def _read(path: str, field: str) -> bytes:
+def _credentials(listener: Listener, field: str) -> grpc.ServerCredentials | None:
     try:
-        return Path(path).read_bytes()
+        return None if listener.tls is None else server_credentials(listener.tls)
+    except ValueError as error:
+        raise ListenError(f"{field}.{error}") from None
+
+
+def _is_served(path: str) -> bool:
+    """Whether somebody listens on the socket `path`: gRPC would take it away from them without a word."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        return True
+
+
+def _reason(target: Address) -> str:
+    """Why gRPC could not bind `target`; it tells only its own log."""
+    try:
+        if isinstance(target, Unix):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(target.path)
+            Path(target.path).unlink()
+        else:
+            family, kind, *_, name = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.bind(name)
     except OSError as error:
-        raise ListenError(f"{field}: cannot read `{path}`: {error.strerror}") from None
+        return (error.strerror or str(error)).lower()
+    return "is it in use?"

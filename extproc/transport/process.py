@@ -52,3 +52,5 @@ async def _converse(exchange: Exchange, context: _Context) -> None:
             continue
         await context.write(reply if isinstance(reply, bytes) else await reply)
         exchange.digest()
+        if exchange.over:
+            return

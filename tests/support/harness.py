@@ -15,6 +15,7 @@ from extproc.config.load import parse_config
 from extproc.exchange import Exchange, Surroundings
 from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, Metadata, Query
+from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Metrics
 from extproc.wire.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
@@ -143,11 +144,12 @@ class Gateway:
         self.limiter = RecordingLimiter() if limiter is None else limiter
         self.active = compiled(configured() if config is None else config, self.limiter)
         self.metrics = Metrics()
+        self.decisions = DecisionLog()
         report = self.active.config.report
         self.reports = ReportQueue(self.metrics, capacity=report.queue, retry_for=report.retry_for)
 
     def open(self) -> Exchange:
-        return Exchange(self.active.plan, Surroundings(self.metrics, self.reports))
+        return Exchange(self.active.plan, Surroundings(self.metrics, self.reports, self.decisions))
 
     async def send(self, exchange: Exchange, *messages: ProcessingRequest) -> list[ProcessingResponse]:
         """The replies to `messages`, which stop at an immediate response as Envoy does."""
@@ -171,6 +173,7 @@ class Gateway:
         finally:
             exchange.close()
             await self.reports.flush(5)
+            self.decisions.flush()
 
 
 def kinds(replies: Iterable[ProcessingResponse]) -> list[str | None]:

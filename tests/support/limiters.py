@@ -73,6 +73,10 @@ class ScriptedLimiter:
     _called: asyncio.Condition = field(default_factory=asyncio.Condition)
     _server: grpc.aio.Server | None = None
 
+    @property
+    def running(self) -> bool:
+        return self._server is not None
+
     async def start(self) -> None:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((_AnyMethod(self._handle),))
