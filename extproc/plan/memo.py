@@ -34,6 +34,10 @@ class QueryMemo:
         self._compute = compute
         self._known: dict[Hashable, Outcomes] = {}
 
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self._known)
+
     def outcomes(self, facts: RequestFacts) -> Outcomes:
         """What the actions come to for one request."""
         key = self._fingerprint(facts)

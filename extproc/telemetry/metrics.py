@@ -107,6 +107,11 @@ class Metrics(Collector):
         """An exchange is over; `exchanges_open` is the caller's to lower."""
         self._endings[ending] += 1
 
+    @property
+    def ended(self) -> int:
+        """Exchanges that are over."""
+        return sum(self._endings.values())
+
     def usage_found(self, source: UsageSource) -> None:
         """Where the usage of an exchange came from."""
         self._usage[source] += 1
