@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench proto clean
+.PHONY: help demo test lint format bench proto docs clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -31,6 +31,9 @@ bench: $(VENV)/.dev ## Measure against the floor; needs h2load (Debian: nghttp2-
 
 proto: $(VENV)/.dev ## Generate extproc/wire from proto/
 	$(BIN)/python tools/generate_wire.py
+
+docs: $(VENV)/.dev ## Generate docs/configuration.md from the schema
+	$(BIN)/python tools/generate_configuration_docs.py
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

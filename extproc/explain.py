@@ -49,7 +49,8 @@ def _lines(active: Active) -> Iterator[str]:
     yield f"Answers with an error status are {'charged too' if config.charge_errors else 'not charged'}."
     if active.limits.limits:
         yield ""
-        yield f"The embedded limiter holds {len(active.limits.limits)} limits:"
+        used = any(config.endpoints[service.endpoint].embedded for service in config.services.values())
+        yield f"Limits of the embedded limiter{'' if used else ', which no service talks to, so they are not used'}:"
         yield from map(_limit, active.limits.limits)
 
 
@@ -62,8 +63,8 @@ def _limit(limit: CompiledLimit) -> str:
 
 
 def _service(config: Config, service: Service) -> str:
-    address = config.endpoints[service.endpoint].address
-    where = "the embedded limiter" if address == "embedded" else address
+    endpoint = config.endpoints[service.endpoint]
+    where = "the embedded limiter" if endpoint.embedded else endpoint.address
     failure = "the request is denied (500)" if service.failure_mode == "deny" else "the request passes"
     if service.type == "ratelimit-report":
         failure = "the client is not affected"

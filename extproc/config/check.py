@@ -29,8 +29,6 @@ def find_warnings(config: Config) -> Iterator[Problem]:
     """What works, but hardly as meant."""
     embedded = {name for name, endpoint in config.endpoints.items() if endpoint.embedded}
     used = {service.endpoint for service in config.services.values()}
-    if config.limits and not embedded & used:
-        yield Problem("limits", "no service uses an endpoint with the address `embedded`, so these limits do nothing")
     for name in sorted(embedded & used if not config.limits else ()):
         yield Problem.at(("endpoints", name), "the embedded limiter has no `limits`, so it allows everything")
 

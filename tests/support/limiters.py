@@ -41,6 +41,12 @@ async def unavailable(context: Context) -> bytes:
     return await context.abort(grpc.StatusCode.UNAVAILABLE, "storage is down")
 
 
+async def hangs(_: Context) -> bytes:
+    """No answer at all."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 def after(event: asyncio.Event, then: Answer = OK) -> Answer:
     """Answers when `event` is set."""
 

@@ -1,0 +1,47 @@
+"""Documents say what the code does, or fail here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from extproc.cli import main
+from tools.generate_configuration_docs import TARGET, page
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md"), *ROOT.glob("bench/*.md")])
+
+
+def test_the_configuration_page_is_made_from_the_schema() -> None:
+    assert TARGET.read_text() == page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_readme_names_only_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "schema", "limiter", "simulator", "demo"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out) > 150
+
+
+def test_the_shipped_configuration_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """S0.D9: the shipped one cannot be bypassed."""
+    assert main(["check", "--strict", str(ROOT / "deploy" / "extproc.yaml")]) == 0
+    explanation = capsys.readouterr()
+    assert explanation.err == ""
+    for words in ("*.example.com", "CheckRateLimit", "Report", "limitador:8081", "/v1/chat/completions", "429"):
+        assert words in explanation.out

@@ -1,0 +1,109 @@
+"""Generate `docs/configuration.md` from the JSON Schema of the configuration, so that it cannot drift."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from extproc.config.schema import json_schema
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "docs" / "configuration.md"
+
+_INTRODUCTION = """\
+# Configuration
+
+One file, YAML or JSON. `services`, `actionSets`, `requestData` and `observability` are wasm-shim's and mean the same
+([compatibility.md](compatibility.md) lists the few differences); the other sections are extproc's own. Unknown fields
+are errors. Durations are written `20ms`, `1.5s`, `1h30m`. Paths are relative to the file. `extproc check FILE` says
+what a configuration will do; `extproc schema` prints the JSON Schema that this page is made from.
+
+Changes of the file, of the limits file and of TLS files are noticed and taken at once; `listeners`, `admin`, `report`
+and `bodies.message` are taken at the next start.
+"""
+
+
+def page() -> str:
+    """The whole document."""
+    schema = json_schema()
+    definitions: dict[str, Any] = schema["$defs"]
+    sections = [_INTRODUCTION, _section("The file", schema, "")]
+    reached = _reachable(schema, definitions)
+    sections += [_section(name, definitions[name], definitions[name].get("description", "")) for name in reached]
+    return "\n".join(sections)
+
+
+def _section(title: str, schema: dict[str, Any], about: str) -> str:
+    rows = [f"## {title}", "", *([about, ""] if about else []), "| field | value | default | |", "|---|---|---|---|"]
+    required = schema.get("required", [])
+    for name, field in schema["properties"].items():
+        default = "required" if name in required else _default(field)
+        rows.append(f"| `{name}` | {_value(field)} | {default} | {field.get('description', '')} |")
+    return "\n".join([*rows, ""])
+
+
+def _default(field: dict[str, Any]) -> str:
+    if "default" not in field or field["default"] is None:
+        return ""
+    value = field["default"]
+    return "see below" if isinstance(value, dict) and value else f"`{json.dumps(value)}`"
+
+
+def _value(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in field:
+        return ", ".join(f"`{item}`" for item in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    for union in ("anyOf", "oneOf", "allOf"):
+        if union in field:
+            return " or ".join(dict.fromkeys(_value(arm) for arm in field[union] if arm.get("type") != "null"))
+    kind = field.get("type", "any")
+    if kind == "array":
+        return f"list of {_value(field['items'])}"
+    if kind == "object" and isinstance(field.get("additionalProperties"), dict):
+        return f"map to {_value(field['additionalProperties'])}"
+    return "duration" if kind == "string" and "pattern" in field and "ms" in field["pattern"] else str(kind)
+
+
+def _reachable(schema: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
+    """Definitions with fields, in the order in which the file leads to them."""
+    found: list[str] = []
+    for name in _references(schema["properties"]):
+        _follow(name, definitions, found)
+    return found
+
+
+def _follow(name: str, definitions: dict[str, Any], found: list[str]) -> None:
+    if name in found:
+        return
+    definition = definitions[name]
+    if "properties" in definition:
+        found.append(name)
+    for inner in _references({key: value for key, value in definition.items() if key != "$defs"}):
+        _follow(inner, definitions, found)
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"].rpartition("/")[2]
+        for item in value.values():
+            yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def main() -> int:
+    TARGET.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
