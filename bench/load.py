@@ -38,15 +38,19 @@ def find_h2load() -> str:
     return found
 
 
-async def run(url: str, body: bytes, *, requests: int, connections: int) -> Load:
-    """POST `body` to `url` over HTTP/1.1 so often. Raises BenchError unless every answer was a 2xx."""
+async def run(url: str, body: bytes, *, requests: int, connections: int, rate: int | None = None) -> Load:
+    """POST `body` to `url` over HTTP/1.1 so often. Raises BenchError unless every answer was a 2xx.
+
+    `rate` is in requests a second and connection; as fast as answers come where it is None.
+    """
+    pace = () if rate is None else (f"--rps={rate}",)
     with tempfile.TemporaryDirectory(prefix="extproc-bench-") as directory:
         data, log = _file(directory, body), Path(directory, "requests.tsv")
         process = await asyncio.create_subprocess_exec(
             find_h2load(),
             *("--h1", "--threads=1", f"--requests={requests}", f"--clients={connections}"),
             *(f"--data={data}", f"--log-file={log}", f"--header=:authority: {HOST}"),
-            *("--header=content-type: application/json", url),
+            *("--header=content-type: application/json", *pace, url),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

@@ -50,17 +50,21 @@ def body(**fields: Any) -> bytes:
     return json.dumps(document | fields).encode()
 
 
-def _loaded(connections: int, warm_up: int) -> Measurement:
-    """Keeps `connections` busy, with as many requests as the warm-up lets expect for the time."""
+def _loaded(connections: int, warm_up: int, rate: int | None = None) -> Measurement:
+    """Keeps `connections` busy, with as many requests as the warm-up lets expect for the time.
+
+    With `rate`, so many requests a second and connection, whatever the server could take.
+    """
 
     async def measure(stack: Stack, body: bytes, length: Length) -> Values:
         before = await stack.counts()
         warm = await load.run(stack.url, body, requests=warm_up, connections=connections)
         await stack.settled(before, warm_up)
-        requests = max(warm_up, round(warm.requests_per_s * length.seconds))
+        rate_of_all = warm.requests_per_s if rate is None else float(rate * connections)
+        requests = max(warm_up if rate is None else connections, round(rate_of_all * length.seconds))
 
         before, cpu_before = await stack.counts(), stack.cpu()
-        seen = await load.run(stack.url, body, requests=requests, connections=connections)
+        seen = await load.run(stack.url, body, requests=requests, connections=connections, rate=rate)
         counts = await stack.settled(before, requests)
         cpu = {name: value - cpu_before[name] for name, value in stack.cpu().items()}
         chunks = counts.sent - _HEADERS_MESSAGES * requests
@@ -163,6 +167,7 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("json", lambda _: (), body(), _loaded(16, 500)),
+        Scenario("steady", lambda _: (), body(), _loaded(16, 100, rate=20)),
         Scenario("sse", lambda _: ("--frames", "200"), _STREAM, _loaded(8, 24)),
         Scenario(
             "large",

@@ -41,7 +41,6 @@ from extproc.wire.processing_mode_pb2 import ProcessingMode
 
 _LOG = logging.getLogger("extproc.exchange")
 _PROPAGATED = frozenset({"traceparent", "tracestate", "baggage"})
-_RESPONSE_HEADERS = (":status", "content-type", "content-encoding", "content-length")
 _FAILED = b"Internal Server Error.\n"
 
 NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
@@ -123,7 +122,7 @@ class Exchange:
         self._bodies = BodyValues()
         self._context: cel.Context | None = None
         self._outcomes: Outcomes | None = None
-        self._headers: list[tuple[str, str]] = []
+        self._headers: tuple[tuple[str, str], ...] = ()
         self._next_action = 0
         self._request_reader: BodyReader | None = None
         self._request_body: list[bytes] | None = None
@@ -185,7 +184,8 @@ class Exchange:
     @property
     def over(self) -> bool:
         """Whether nothing that Envoy could still send matters: the stream may be ended, Envoy goes on without us."""
-        return self._state is _State.SETTLED and not self._duplex_response
+        duplex = self._duplex_request or self._duplex_response
+        return self._state is _State.SETTLED and not duplex
 
     def digest(self) -> None:
         """Read what was answered before it was read."""
@@ -228,7 +228,7 @@ class Exchange:
         self._shared.metrics.hits += 1
         self._state = _State.REQUEST
         self._identify(facts)
-        self._prompt_bytes = max(0, _length(facts.header("content-length") or ""))
+        self._prompt_bytes = max(0, _length(facts.headers.get("content-length", b"")))
         whole = message.request_headers.end_of_stream or not action_set.needs_request_body
         if not whole:
             self._read_request(action_set, facts)
@@ -261,7 +261,7 @@ class Exchange:
         for name in _PROPAGATED & facts.headers.keys():
             self.metadata += ((name, facts.header(name) or ""),)
         if self._plan.request_id_header is not None:
-            self._headers.append((self._plan.request_id_header, self.request_id))
+            self._headers += ((self._plan.request_id_header, self.request_id),)
 
     def _read_request(self, action_set: ActionSet, facts: RequestFacts) -> None:
         assert action_set.request_reader is not None
@@ -371,7 +371,7 @@ class Exchange:
         """What a limiter's answer means for the request: None to go on, or the reply that ends it."""
         if isinstance(outcome, Decision) and outcome.code is Code.OK:
             if outcome.headers:
-                self._headers.extend(outcome.headers)
+                self._headers += outcome.headers
             return None
         if isinstance(outcome, Decision) and outcome.code is Code.OVER_LIMIT:
             return self._deny(outcome)
@@ -388,8 +388,9 @@ class Exchange:
         assert self._action_set is not None
         self._shared.metrics.denied += 1
         self._end("denied")
-        self._note("denied", {"code": "OVER_LIMIT", "limit": decision.limit})
-        headers = [*self._headers, *decision.headers]
+        known = {"request_id": self.request_id, "action_set": self._action_set_name}
+        self._shared.decisions.note("denied", {**known, "code": "OVER_LIMIT", "limit": decision.limit})
+        headers = self._headers + decision.headers
         return replies.with_headers(self._action_set.over_limit, headers) if headers else self._action_set.over_limit
 
     def _fail(self, reason: str, action: Action | None) -> Reply:
@@ -409,15 +410,17 @@ class Exchange:
         if action_set is None or self._state is _State.SETTLED:
             return IGNORE_RESPONSE
         headers = _headers(message)
-        status = headers[":status"]
-        self.status = int(status) if status.isdecimal() else 0
+        status = headers.get(":status", b"")
+        self.status = int(status) if status.isdigit() else 0
         if not self._reads(action_set, ended=message.response_headers.end_of_stream):
             self._settle("complete")
             return self._with_headers(IGNORE_RESPONSE, replies.SKIP_BODIES)
         assert action_set.response_reader is not None
         self._state = _State.READING
-        self._expected = _length(headers["content-length"])
-        self._reader = action_set.response_reader.open(headers["content-type"], headers["content-encoding"])
+        self._expected = _length(headers.get("content-length", b""))
+        self._reader = action_set.response_reader.open(
+            headers.get("content-type", b"").decode("latin-1"), headers.get("content-encoding", b"").decode("latin-1")
+        )
         return self._with_headers(READ_RESPONSE, replies.READ_RESPONSE)
 
     def _with_headers(self, plain: Reply, mode: ProcessingMode) -> Reply:
@@ -504,9 +507,18 @@ class Exchange:
     def _report(self, action: Action, query: Query, source: UsageSource = "reported") -> asyncio.Task[None] | None:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
         if self._shared.decisions.enabled:
-            hits = query.hits_addend
-            consumed = {"domain": query.domain, "hits_addend": hits, "usage": source, "status": self.status}
-            self._note("consumed", {"decision": "allowed", **consumed})
+            self._shared.decisions.note(
+                "consumed",
+                {
+                    "request_id": self.request_id,
+                    "action_set": self._action_set_name,
+                    "decision": "allowed",
+                    "domain": query.domain,
+                    "hits_addend": query.hits_addend,
+                    "usage": source,
+                    "status": self.status,
+                },
+            )
         if query.hits_addend == 0:
             return None
         self._shared.metrics.tokens_reported += query.hits_addend
@@ -525,11 +537,6 @@ class Exchange:
             self._duplex_request = modes.request_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
             self._duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
 
-    def _note(self, decision: str, fields: dict[str, Any]) -> None:
-        if self._shared.decisions.enabled:
-            known = {"request_id": self.request_id, "action_set": self._action_set_name}
-            self._shared.decisions.note(decision, {**known, **fields})
-
     def _log(self, level: int, event: str, **fields: Any) -> None:
         known = {"request_id": self.request_id, "action_set": self._action_set_name}
         _LOG.log(level, event, extra={"fields": {**known, **fields}})
@@ -543,19 +550,16 @@ def _charging(query: Query, hits: int) -> Query:
     return Query(query.domain, query.descriptors, hits)
 
 
-def _headers(message: ProcessingRequest) -> dict[str, str]:
-    """The response headers that matter here, "" for those that are absent."""
-    found = dict.fromkeys(_RESPONSE_HEADERS, "")
-    for header in message.response_headers.headers.headers:
-        key = header.key
-        if key in found:
-            found[key] = (header.raw_value or header.value.encode()).decode("latin-1")
-    return found
+def _headers(message: ProcessingRequest) -> dict[str, bytes]:
+    """The response headers; of one that occurs several times, the last."""
+    sent = message.response_headers.headers.headers
+    headers = {header.key: header.raw_value for header in sent}
+    return headers if headers.get(":status") else {header.key: header.value.encode() for header in sent}
 
 
-def _length(value: str) -> int:
+def _length(value: bytes) -> int:
     """A content-length, -1 where there is none that can be read."""
-    return int(value) if value.isascii() and value.isdecimal() and len(value) < 16 else -1
+    return int(value) if value.isdigit() and len(value) < 16 else -1
 
 
 def _ends(chunk: HttpBody) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from google.protobuf.struct_pb2 import Struct, Value
 
+from extproc.wire.base_pb2 import HeaderValue
 from extproc.wire.external_processor_pb2 import ProcessingRequest
 
 FILTER = "envoy.filters.http.ext_proc"
@@ -24,10 +25,10 @@ class RequestFacts:
     __slots__ = ("_message", "headers")
 
     def __init__(self, message: ProcessingRequest) -> None:
-        headers: dict[str, bytes] = {}
-        for header in message.request_headers.headers.headers:
-            key, value = header.key, header.raw_value or header.value.encode()
-            headers[key] = headers[key] + b"," + value if key in headers else value
+        sent = message.request_headers.headers.headers
+        headers = {header.key: header.raw_value for header in sent}
+        if len(headers) != len(sent) or not headers.get(":method"):
+            headers = _joined(sent)
         self.headers = headers
         self._message = message
 
@@ -59,6 +60,15 @@ class RequestFacts:
         if name not in metadata:
             return None
         return {key: plain(value) for key, value in metadata[name].fields.items()}
+
+
+def _joined(sent: Iterable[HeaderValue]) -> dict[str, bytes]:
+    """Headers that occur several times, or from a gateway that sends `value` in place of `raw_value`."""
+    headers: dict[str, bytes] = {}
+    for header in sent:
+        key, value = header.key, header.raw_value or header.value.encode()
+        headers[key] = headers[key] + b"," + value if key in headers else value
+    return headers
 
 
 def plain(value: Value) -> JsonValue:

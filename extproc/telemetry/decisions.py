@@ -31,7 +31,9 @@ class DecisionLog:
         return self._logger.isEnabledFor(logging.INFO)
 
     def note(self, event: str, fields: dict[str, Any]) -> None:
-        """Write a line soon; `fields` as for `extproc.telemetry.logs`."""
+        """Write a line soon, if lines at INFO are; `fields` as for `extproc.telemetry.logs`."""
+        if not self.enabled:
+            return
         self._waiting.append((time(), event, fields))
         if len(self._waiting) >= MAX_WAITING:
             self.flush()

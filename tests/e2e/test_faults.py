@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from support.harness import LIMITS, S0, configured
 from support.limiters import (
     CHECK,
     GARBAGE,
-    OK,
     REPORT,
     UNKNOWN,
     ScriptedLimiter,
@@ -32,11 +32,11 @@ from support.limiters import (
 from support.limiters import (
     Answer as Scripted,
 )
-from support.processes import OutsideStack
+from support.processes import Command, OutsideStack, write
 from support.waiting import until
 
 from extproc.config.model import Limit
-from extproc.demo.stack import Stack
+from extproc.demo.stack import LOCAL, Stack
 from extproc.gateway import EnvoyProcess, bootstrap
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.limits import LimitSet
@@ -184,6 +184,22 @@ async def test_sequential_requests_through_a_remote_limiter_are_exact(kind: dict
         await assert_clean(stack)
 
 
+async def test_a_reload_moves_new_requests_to_another_limiter() -> None:
+    """S0.D19: what began with one limiter is reported to it, over a channel that is still there."""
+    async with scripted() as old, scripted() as new, gateway(remote(old.address)) as (stack, client):
+        async with client.open(headers={"x-sim-hold": "h"}, **STREAM) as response:
+            await response.content.readuntil(b"\n\n")
+            stack.configure(remote(new.address))
+            assert stack.server.reload() is True
+            assert await client.statuses(2) == [200] * 2
+            stack.model.release("h")
+            await response.read()
+        await until(lambda: reports(stack, "sent") == 3)
+        assert [call.method for call in old.calls] == [CHECK, REPORT]
+        assert [call.method for call in new.calls] == [CHECK, REPORT] * 2
+        await assert_clean(stack)
+
+
 async def test_calls_carry_the_identity_of_the_request() -> None:
     """S0.19: the limiter's log can be joined with the gateway's."""
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -325,18 +341,16 @@ ALLOWS = pytest.mark.parametrize("allow", [False, True], ids=["fail closed", "fa
 @ALLOWS
 async def test_we_are_not_there(allow: bool) -> None:
     """500 or as if there were no limits, at once in both cases."""
-    config = bootstrap(upstream="127.0.0.1:1", extproc="unix:/nonexistent/s.sock", failure_mode_allow=allow)
-    async with Simulator() as model:
-        address = {"socket_address": {"address": "127.0.0.1", "port_value": int(model.address.rpartition(":")[2])}}
-        [upstream, _] = config["static_resources"]["clusters"]
-        upstream["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
-        async with EnvoyProcess(config) as envoy, aiohttp.ClientSession() as session:
+    async with Simulator() as model, aiohttp.ClientSession() as session:
+        config = bootstrap(upstream=model.address, extproc="unix:/nonexistent/s.sock", failure_mode_allow=allow)
+        async with EnvoyProcess(config) as envoy:
             answer = await Client(f"http://{envoy.address}", session).send()
-            assert (answer.status, len(model.requests)) == ((200, 1) if allow else (500, 0))
             found = await envoy.stats("http.gateway.ext_proc.")
-    assert found["http.gateway.ext_proc.streams_failed"] == 1
-    assert found["http.gateway.ext_proc.failure_mode_allowed"] == allow
-    assert found["http.gateway.ext_proc.message_timeouts"] == 0
+    assert (answer.status, len(model.requests)) == ((200, 1) if allow else (500, 0))
+    counted = {name.rpartition(".")[2]: value for name, value in found.items() if value}
+    assert counted["streams_failed"] == 1
+    assert counted.get("failure_mode_allowed", 0) == allow
+    assert "message_timeouts" not in counted
 
 
 @ALLOWS
@@ -373,6 +387,30 @@ async def test_we_are_killed_while_a_request_waits(allow: bool, tmp_path: Path) 
         await expect(stack, streams_failed=1, failure_mode_allowed=int(allow))
 
 
+async def test_another_worker_takes_over(tmp_path: Path) -> None:
+    """One of two servers is killed during a check: Envoy asks the other, and the client notices nothing."""
+    gate = asyncio.Event()
+    async with (
+        scripted(CheckRateLimit=after(gate)) as limiter,
+        Simulator() as model,
+        aiohttp.ClientSession() as session,
+    ):
+        file = write(tmp_path / "c.json", {**LOCAL, **remote(limiter.address)})
+        async with Command("serve", file) as killed, Command("serve", file) as other:
+            servers = [(await command.until("ready"))["listeners"][0] for command in (killed, other)]
+            config = bootstrap(upstream=model.address, extproc=servers, message_timeout="10s")
+            async with EnvoyProcess(config) as envoy:
+                client = Client(f"http://{envoy.address}", session)
+                waiting = [asyncio.create_task(client.send()) for _ in range(2)]
+                await limiter.called(CHECK, times=2)
+                killed.signal(signal.SIGKILL)
+                await limiter.called(CHECK, times=3)
+                gate.set()
+                assert [(await answer).status for answer in waiting] == [200, 200]
+                assert await client.statuses(4) == [200] * 4
+    assert [call.request.hits_addend for call in limiter.of(REPORT)] == [24] * 6
+
+
 @ALLOWS
 async def test_we_are_killed_while_a_stream_runs(allow: bool, tmp_path: Path) -> None:
     """SIGKILL in the middle of an SSE answer: cut, or to its last byte; nobody is told what it used."""
@@ -397,18 +435,28 @@ async def test_we_are_killed_while_a_stream_runs(allow: bool, tmp_path: Path) ->
         assert limiter.of(REPORT) == []
 
 
+def reading_the_body(**sections: Any) -> dict[str, Any]:
+    """A configuration whose check asks for the model's name."""
+    config = configured(EXAMPLE, **LIMITS, **sections)
+    data = config["actionSets"][0]["actions"][0]["conditionalData"][0]["data"]
+    data.append({"expression": {"key": "model", "value": "requestBodyJSON('/model')"}})
+    return config
+
+
+def padded(size: int) -> dict[str, Any]:
+    """A request with so large a body."""
+    body = json.dumps({"model": "m", "messages": [], "x": "x" * size})
+    return {"data": BytesIO(body.encode()), "headers": {"content-type": "application/json"}}
+
+
 @ALLOWS
 async def test_a_body_beyond_our_limit(allow: bool, caplog) -> None:
     """`bodies.message`: gRPC refuses the message, which ends that one stream and no other."""
-    config = configured(EXAMPLE, **LIMITS, bodies={"message": 100_000})
-    data = config["actionSets"][0]["actions"][0]["conditionalData"][0]["data"]
-    data.append({"expression": {"key": "model", "value": "requestBodyJSON('/model')"}})
-    body = json.dumps({"model": "m", "messages": [], "x": "x" * 200_000}).encode()
+    config = reading_the_body(bodies={"message": 100_000})
     async with gateway(config, failure_mode_allow=allow) as (stack, client):
         async with client.open(headers={"x-sim-hold": "other"}, **STREAM) as other:
             await other.content.readuntil(b"\n\n")
-            answer = await client.send(data=body, headers={"content-type": "application/json"})
-            assert answer.status == (200 if allow else 500)
+            assert (await client.send(**padded(200_000))).status == (200 if allow else 500)
             stack.model.release("other")
             assert (await other.read()).rstrip().endswith(b"[DONE]")
         assert len(stack.model.requests) == 1 + allow
@@ -416,6 +464,28 @@ async def test_a_body_beyond_our_limit(allow: bool, caplog) -> None:
         await expect(stack, streams_failed=1, failure_mode_allowed=int(allow))
         assert sum(counter.used for counter in stack.server.limiter.snapshot()) == 24
         assert complaints(caplog) == []
+
+
+async def test_a_body_within_envoys_limit(caplog) -> None:
+    """G14: a request body that is read must fit Envoy's buffer of 1 MiB; this one just does."""
+    async with gateway(reading_the_body()) as (stack, client):
+        assert (await client.send(**padded(900_000))).status == 200
+        assert stack.model.requests[0].body_length > 900_000
+        assert complaints(caplog) == []
+        await assert_clean(stack)
+
+
+@pytest.mark.xfail(
+    reason="Envoy 1.40 stops reading when a body that `mode_override` made BUFFERED outgrows its buffer, and never "
+    "answers 413; with BUFFERED_PARTIAL it would hand over the first part",
+    raises=TimeoutError,
+)
+async def test_a_body_beyond_envoys_limit() -> None:
+    """G14: the client is told, instead of waiting for minutes."""
+    async with gateway(reading_the_body()) as (stack, client):
+        async with asyncio.timeout(1):
+            assert (await client.send(**padded(5_000_000))).status == 413
+        assert stack.model.requests == []
 
 
 # --- requests
@@ -516,8 +586,3 @@ async def test_faults_of_some_are_no_faults_of_others(caplog) -> None:
         assert len(limiter.of(REPORT)) <= 70
         assert complaints(caplog) == []
         await assert_clean(stack)
-
-
-def test_the_scripts_answer_as_named() -> None:
-    """OK is what `scripted` answers unless told otherwise; the faults above differ from it."""
-    assert len({OK, UNKNOWN, GARBAGE, unavailable}) == 4
