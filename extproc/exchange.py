@@ -44,6 +44,7 @@ _PROPAGATED = frozenset({"traceparent", "tracestate", "baggage"})
 _FAILED = b"Internal Server Error.\n"
 
 NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
+TOO_LARGE: Final = replies.immediate(413, b"Payload Too Large\n", details="request_body_too_large")
 FAILED: Final = replies.immediate(500, _FAILED, details="extproc_failure")
 GO_ON: Final = {
     (whole, encoded): replies.request_headers(
@@ -52,10 +53,11 @@ GO_ON: Final = {
     for whole in (True, False)
     for encoded in (True, False)
 }
-"""Keyed by whether the request is read no further, and whether an accept-encoding is taken away (S0.D11)."""
+"""Keyed by whether no more is asked for, and whether an accept-encoding is taken away (S0.D11)."""
 READ_RESPONSE: Final = replies.response_headers(replies.READ_RESPONSE)
 IGNORE_RESPONSE: Final = replies.response_headers(replies.SKIP_BODIES)
 
+_STREAMED = (ProcessingMode.STREAMED, ProcessingMode.FULL_DUPLEX_STREAMED)
 _OUTCOMES = (Decision, LimiterError, ActionFailure)
 Reply = bytes
 Replies = Reply | Awaitable[Reply]
@@ -104,6 +106,7 @@ class Exchange:
         "_request_reader",
         "_shared",
         "_state",
+        "_streamed_request",
         "_undigested",
         "metadata",
         "request_id",
@@ -131,6 +134,7 @@ class Exchange:
         self._received = 0
         self._expected = -1
         self._undigested = b""
+        self._streamed_request = False
         self._duplex_request = False
         self._duplex_response = False
         shared.metrics.exchanges_open += 1
@@ -145,8 +149,8 @@ class Exchange:
         try:
             reply = self._dispatch(kind, message)
         except Exception:  # noqa: BLE001 - a defect must not end the stream, which would end the request
-            return self._crashed(kind)
-        return reply if isinstance(reply, bytes) else self._guarded(kind, reply)
+            return self._crashed(kind, message)
+        return reply if isinstance(reply, bytes) else self._guarded(kind, message, reply)
 
     def _dispatch(self, kind: str, message: ProcessingRequest) -> Replies:
         if kind == "response_body":
@@ -163,13 +167,13 @@ class Exchange:
             return self._request_complete(replies.CONTINUE[kind])
         return self._response_complete(replies.CONTINUE[kind])
 
-    async def _guarded(self, kind: str, reply: Awaitable[Reply]) -> Reply:
+    async def _guarded(self, kind: str, message: ProcessingRequest, reply: Awaitable[Reply]) -> Reply:
         try:
             return await reply
         except Exception:  # noqa: BLE001 - as in `receive`
-            return self._crashed(kind)
+            return self._crashed(kind, message)
 
-    def _crashed(self, kind: str) -> Reply:
+    def _crashed(self, kind: str, message: ProcessingRequest | None = None) -> Reply:
         """A defect of ours: before the call it is a missing decision, after it the answer goes on (G3)."""
         _LOG.exception("internal error", extra={"fields": {"request_id": self.request_id, "message": kind}})
         self._reader = None
@@ -179,7 +183,12 @@ class Exchange:
         if undecided and any(a.service.denies_on_failure for found in possible for a in found.request_actions):
             return self._fail("internal error", None)
         self._shared.metrics.errors += 1
-        return replies.CONTINUE[kind]
+        return replies.CONTINUE[kind] if message is None else self._unchanged(kind, message)
+
+    def _unchanged(self, kind: str, message: ProcessingRequest) -> Reply:
+        """Let a body chunk pass; in full duplex that means to send it back."""
+        duplex = self._duplex_request if kind == "request_body" else self._duplex_response
+        return replies.echo(kind, message) if duplex and kind.endswith("_body") else replies.CONTINUE[kind]
 
     @property
     def over(self) -> bool:
@@ -235,7 +244,7 @@ class Exchange:
         last = len(action_set.request_actions) if whole else action_set.before_body
         strip = action_set.response_reader is not None and self._plan.strip_accept_encoding
         encoded = strip and "accept-encoding" in facts.headers
-        return self._run(last, GO_ON[whole, encoded], forwards=whole)
+        return self._run(last, GO_ON[whole or self._streamed_request, encoded], forwards=whole)
 
     def _choose(self, route: Route | None, facts: RequestFacts) -> None:
         """Find the first action set whose predicates hold; only the most specific host is asked (S0.9)."""
@@ -272,22 +281,29 @@ class Exchange:
 
     def _request_body_chunk(self, message: ProcessingRequest) -> Replies:
         chunk = message.request_body
-        reply = replies.echo("request_body", message) if self._duplex_request else replies.CONTINUE["request_body"]
+        reply = self._unchanged("request_body", message)
         if self._request_reader is None:
             return reply
         body = chunk.body
         self._request_reader.feed(body)
         if self._request_body is not None:
             self._request_body.append(body)
-        return self._request_complete(reply) if _ends(chunk) else reply
+        ended = _ends(chunk)
+        return reply if self._streamed_request and not ended else self._request_complete(reply, ended=ended)
 
-    def _request_complete(self, reply: Reply) -> Replies:
-        """The request has arrived in full: run the actions that waited for its body."""
+    def _request_complete(self, reply: Reply, *, ended: bool = True) -> Replies:
+        """All of the request is there: run the actions that waited for its body.
+
+        When it has not `ended`, it is all that fitted into Envoy's buffer. A whole document is enough then, only
+        trailers follow; of a part nothing is decided, because the rest may say something else (G14).
+        """
         reader, action_set = self._request_reader, self._action_set
         if reader is None or action_set is None or self._state is not _State.REQUEST:
             return reply
         self._request_reader = None
         reader.close()
+        if not ended and not reader.complete:
+            return self._too_large()
         self._bodies.request.update(reader.values)
         self._prompt_bytes = reader.text_bytes or self._prompt_bytes
         if self._request_body is not None and self._facts is not None and self._context is not None:
@@ -392,6 +408,13 @@ class Exchange:
         self._shared.decisions.note("denied", {**known, "code": "OVER_LIMIT", "limit": decision.limit})
         headers = self._headers + decision.headers
         return replies.with_headers(self._action_set.over_limit, headers) if headers else self._action_set.over_limit
+
+    def _too_large(self) -> Reply:
+        self._shared.metrics.denied += 1
+        self._end("denied")
+        known = {"request_id": self.request_id, "action_set": self._action_set_name}
+        self._shared.decisions.note("denied", {**known, "reason": "the request body does not fit into Envoy's buffer"})
+        return replies.with_headers(TOO_LARGE, self._headers) if self._headers else TOO_LARGE
 
     def _fail(self, reason: str, action: Action | None) -> Reply:
         """No decision, and the service denies then: 500 (S0.14)."""
@@ -534,6 +557,7 @@ class Exchange:
         """The first message tells how bodies are sent; in full duplex they must be sent back."""
         if self._state is _State.NEW and message.HasField("protocol_config"):
             modes = message.protocol_config
+            self._streamed_request = modes.request_body_mode in _STREAMED
             self._duplex_request = modes.request_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
             self._duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
 

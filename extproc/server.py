@@ -101,7 +101,6 @@ class Server:
             await self._admin.start()
         await self._grpc.start([SERVICE])
         await self._set_ready(None)
-        _tune_collector()
         _LOG.info("ready", extra={"fields": {"listeners": self.addresses, "admin": self.admin_address}})
 
     def reload(self) -> bool:
@@ -147,6 +146,7 @@ class Server:
         """Serve a loaded configuration until SIGTERM or SIGINT; SIGHUP and changed files reload."""
         signals = Signals(self.reload)
         await self.start()
+        _tune_collector()
         watching = asyncio.create_task(self.watch())
         await signals.stop()
         watching.cancel()

@@ -35,6 +35,11 @@ class JsonReader:
         """Bytes of generated text; counted when asked for, because a reported usage makes it needless."""
         return text_size(self._document) if self._scanner is None else self._scanner.text_bytes
 
+    @property
+    def complete(self) -> bool:
+        """Whether, after `close`, a whole JSON document was there."""
+        return self._document is not None if self._scanner is None else self._scanner.complete
+
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
         if self._scanner is not None:

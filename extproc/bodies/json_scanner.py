@@ -34,7 +34,11 @@ class _State(Enum):
     SKIP_STRING = auto()
     SKIP_SCALAR = auto()
     SKIP_CONTAINER = auto()
-    END = auto()
+    DONE = auto()
+    BROKEN = auto()
+
+
+_OVER = (_State.DONE, _State.BROKEN)
 
 
 class _Frame:
@@ -51,7 +55,7 @@ class JsonScanner:
     """Fed the bytes of one JSON document in any pieces; puts what is wanted into `values`.
 
     `text_bytes` counts the bytes inside skipped strings: a measure of the text that went by.
-    After a syntax error on the way to a wanted pointer the rest is not read.
+    After a syntax error on the way to a wanted pointer the rest is not read. `complete`: the document has ended.
     """
 
     __slots__ = (
@@ -83,7 +87,7 @@ class JsonScanner:
             data = self._carry + data
             self._carry = b""
         position, end = 0, len(data)
-        while position < end and self._state is not _State.END:
+        while position < end and self._state not in _OVER:
             after = self._step(data, position)
             if after < 0:
                 self._carry = data[position:]
@@ -95,8 +99,12 @@ class JsonScanner:
         rest = self._carry.strip()
         if rest and self._state is _State.VALUE and not self._frames:
             self._scalar(rest)
-        self._state = _State.END
         self._carry = b""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the document has ended, as far as it was walked."""
+        return self._state is _State.DONE
 
     def _step(self, data: bytes, position: int) -> int:
         """Handle what starts at `position`; the position after it, or -1 when more bytes are needed."""
@@ -116,13 +124,13 @@ class JsonScanner:
         if state is _State.KEY:
             return self._key(data, position, byte)
         if state is _State.COLON:
-            self._state = _State.VALUE if byte == _COLON else _State.END
+            self._state = _State.VALUE if byte == _COLON else _State.BROKEN
         elif byte == _COMMA:
             self._next_member()
         elif byte in _CLOSING:
             self._pop()
         else:
-            self._state = _State.END
+            self._state = _State.BROKEN
         return position + 1
 
     def _key(self, data: bytes, position: int, byte: int) -> int:
@@ -130,7 +138,7 @@ class JsonScanner:
             self._pop()
             return position + 1
         if byte != _QUOTE:
-            self._state = _State.END
+            self._state = _State.BROKEN
             return position
         found = _STRING.match(data, position)
         if found is None and len(data) - position <= MAX_TOKEN:
@@ -158,7 +166,7 @@ class JsonScanner:
         else:
             found = _SCALAR.match(data, position)
             if found is None:
-                self._state = _State.END
+                self._state = _State.BROKEN
                 return position
             if found.end() == len(data):
                 found = None
@@ -176,7 +184,7 @@ class JsonScanner:
     @property
     def _outside(self) -> _State:
         """What follows a complete value."""
-        return _State.AFTER if self._frames else _State.END
+        return _State.AFTER if self._frames else _State.DONE
 
     def _scalar(self, raw: bytes) -> None:
         wanted = self._wanted

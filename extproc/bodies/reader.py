@@ -29,6 +29,10 @@ class BodyReader(Protocol):
     def unread(self) -> Unread | None:
         """Why something was not read, None when all was."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether, after `close`, what came was a whole document and not the beginning of one."""
+
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
 
@@ -79,6 +83,11 @@ class Unreadable:
         self.text_bytes = 0
         self.unread: Unread | None = "encoding"
 
+    @property
+    def complete(self) -> bool:
+        """Nobody can tell."""
+        return False
+
     def feed(self, data: bytes) -> None:
         """Count the bytes: compressed text is all that is known of the answer's size."""
         self.text_bytes += len(data)
@@ -104,6 +113,10 @@ class DecodingReader:
     @property
     def text_bytes(self) -> int:
         return self._reader.text_bytes
+
+    @property
+    def complete(self) -> bool:
+        return self._unread is None and self._reader.complete
 
     @property
     def unread(self) -> Unread | None:

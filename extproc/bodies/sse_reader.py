@@ -48,6 +48,11 @@ class SseReader:
         self._skipping = False
         self._start = True
 
+    @property
+    def complete(self) -> bool:
+        """A stream has no end of its own."""
+        return True
+
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
         if self._skipping:

@@ -475,16 +475,12 @@ async def test_a_body_within_envoys_limit(caplog) -> None:
         await assert_clean(stack)
 
 
-@pytest.mark.xfail(
-    reason="Envoy 1.40 stops reading when a body that `mode_override` made BUFFERED outgrows its buffer, and never "
-    "answers 413; with BUFFERED_PARTIAL it would hand over the first part",
-    raises=TimeoutError,
-)
 async def test_a_body_beyond_envoys_limit() -> None:
     """G14: the client is told, instead of waiting for minutes."""
     async with gateway(reading_the_body()) as (stack, client):
-        async with asyncio.timeout(1):
-            assert (await client.send(**padded(5_000_000))).status == 413
+        async with asyncio.timeout(10):
+            answer = await client.send(**padded(5_000_000))
+        assert (answer.status, answer.body) == (413, b"Payload Too Large\n")
         assert stack.model.requests == []
 
 

@@ -371,6 +371,7 @@ VECTORS = [
         "39 an entry from the request body, in two chunks",
         configuration(action(block(cel("model", "requestBodyJSON('/model')")))),
         [rpc({"model": "gpt-4"})],
+        request=at(modes=(1, 0)),
         body=[b'{"mod', b'el":"gpt-4"}'],
     ),
     Vector(

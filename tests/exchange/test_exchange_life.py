@@ -221,9 +221,21 @@ async def test_request_body_is_asked_for_only_where_it_is_read() -> None:
     ):
         gateway = Gateway(with_body_action())
         replies = await gateway.exchange(request_headers(), *ending)
-        assert replies[0].mode_override.request_body_mode == ProcessingMode.BUFFERED
+        assert replies[0].mode_override.request_body_mode == ProcessingMode.BUFFERED_PARTIAL
         assert kinds(replies)[1:] == [message.WhichOneof("request") for message in ending]
         assert [call.entries for call in gateway.limiter.of("check")] == [{"a": "1", "model": "gpt"}]
+
+
+async def test_of_a_part_of_the_request_body_nothing_is_decided() -> None:
+    """G14: what did not fit into Envoy's buffer could name another model; a whole document with trailers could not."""
+    gateway = Gateway(with_body_action())
+    part = b'{"model":"cheap","messages":["' + b"x" * 100_000
+    replies = await gateway.exchange(request_headers(), request_body(part, ends=False))
+    assert replies[1].immediate_response.status.code == 413
+    assert gateway.limiter.calls == []
+    replies = await gateway.exchange(request_headers(), request_body(part + b'"]}', ends=False))
+    assert kinds(replies) == ["request_headers", "request_body"]
+    assert gateway.limiter.of("check")[0].entries["model"] == "cheap"
 
 
 async def test_an_answer_before_the_request_body_is_just_read() -> None:
