@@ -51,7 +51,7 @@ class LimiterServer:
         for warning in limits.warnings:
             _LOG.warning("%s", warning)
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the limits file again; when it is wrong the old limits stay."""
         try:
             self.load()
@@ -74,7 +74,7 @@ class LimiterServer:
         self._unready = None
         fields: dict[str, Any] = {"listen": grpc_server.addresses[0], "limits": len(self._limits.limits)}
         _LOG.info("ready", extra={"fields": fields})
-        watching = asyncio.create_task(watch(lambda: self._files, self._changed))
+        watching = asyncio.create_task(watch(lambda: self._files, self.reload))
         await signals.stop()
         self._unready = "draining"
         watching.cancel()
@@ -82,9 +82,6 @@ class LimiterServer:
         await grpc_server.stop(_STOP_WITHIN)
         if admin is not None:
             await admin.stop()
-
-    async def _changed(self) -> None:
-        self.reload()
 
     async def _start_admin(self) -> AdminServer | None:
         if self._admin_address is None:

@@ -13,7 +13,7 @@ from typing import Any
 from extproc.active import Active, activate
 from extproc.admin.server import AdminServer
 from extproc.config.errors import ConfigError, Snapshot
-from extproc.config.load import load_config
+from extproc.config.load import Loaded, load_config
 from extproc.config.masking import masked
 from extproc.config.model import Config
 from extproc.config.watch import watch
@@ -46,6 +46,7 @@ class Server:
         self.limiter = EmbeddedLimiter(LimitSet())
         self._endpoints = Endpoints(self.limiter, self.metrics)
         self._files: Snapshot = {}
+        self._reloading = asyncio.Lock()
         self._active: Active
         self._reports: ReportQueue
         self._shared: Surroundings
@@ -71,12 +72,14 @@ class Server:
     def load(self) -> None:
         """Read and compile the configuration and make it the active one, all of it or nothing. Raises ConfigError."""
         try:
-            loaded = load_config(self._path)
-            self._files = loaded.files
-            active = activate(loaded, self._endpoints.limiter_for)
+            self._adopt(load_config(self._path))
         except ConfigError as error:
             self._files = error.files or self._files
             raise
+
+    def _adopt(self, loaded: Loaded) -> None:
+        self._files = loaded.files
+        active = activate(loaded, self._endpoints.limiter_for)
         self.limiter.replace_limits(active.limits)
         self._active = active
         self.metrics.configs += 1
@@ -103,19 +106,21 @@ class Server:
         await self._set_ready(None)
         _LOG.info("ready", extra={"fields": {"listeners": self.addresses, "admin": self.admin_address}})
 
-    def reload(self) -> bool:
-        """Load the configuration again; when it is wrong the old one stays. False then."""
-        old = self.config
-        try:
-            self.load()
-        except ConfigError as error:
-            self.metrics.reloaded("rejected")
-            _LOG.error("reload rejected, the old configuration stays", extra={"fields": {"problems": str(error)}})
-            return False
-        self.metrics.reloaded("ok")
-        _LOG.info("reloaded", extra={"fields": {"file": str(self._path)}})
-        self._apply(old, self.config)
-        return True
+    async def reload(self) -> bool:
+        """Load the configuration again, beside the traffic; when it is wrong the old one stays. False then."""
+        async with self._reloading:
+            old = self.config
+            try:
+                self._adopt(await asyncio.to_thread(load_config, self._path))
+            except ConfigError as error:
+                self._files = error.files or self._files
+                self.metrics.reloaded("rejected")
+                _LOG.error("reload rejected, the old configuration stays", extra={"fields": {"problems": str(error)}})
+                return False
+            self.metrics.reloaded("ok")
+            _LOG.info("reloaded", extra={"fields": {"file": str(self._path)}})
+            self._apply(old, self.config)
+            return True
 
     def _apply(self, old: Config, new: Config) -> None:
         """Give what outlives a configuration its new settings, or say that only a restart will."""
@@ -157,7 +162,7 @@ class Server:
         await watch(lambda: self._files, self._changed)
 
     async def _changed(self) -> None:
-        self.reload()
+        await self.reload()
 
     async def _set_ready(self, unready: str | None) -> None:
         assert self._grpc is not None

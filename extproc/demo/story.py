@@ -271,7 +271,7 @@ async def _one_word(asker: _Asker, directory: Path) -> None:
     async with _limiter_process(limits) as (address, read_log):
         asker.page.line(f"  endpoints: {{limitador: embedded}}  ->  {{limitador: {address}}}")
         asker.stack.configure(configuration(address))
-        _expect("the reload", asker.stack.server.reload(), True)
+        _expect("the reload", await asker.stack.server.reload(), True)
 
         async def ignore(response: aiohttp.ClientResponse) -> None:
             await response.read()

@@ -190,7 +190,7 @@ async def test_a_reload_moves_new_requests_to_another_limiter() -> None:
         async with client.open(headers={"x-sim-hold": "h"}, **STREAM) as response:
             await response.content.readuntil(b"\n\n")
             stack.configure(remote(new.address))
-            assert stack.server.reload() is True
+            assert await stack.server.reload() is True
             assert await client.statuses(2) == [200] * 2
             stack.model.release("h")
             await response.read()

@@ -194,10 +194,10 @@ async def test_reload_changes_the_limits_without_dropping_an_exchange(stack: Sta
     async with client.open(headers={"x-sim-hold": "reload"}, **STREAM) as response:
         await response.content.readuntil(b"\n\n")
         stack.configure({**S0, **ENDPOINTS, "actionSets": "nonsense"})
-        assert stack.server.reload() is False
+        assert await stack.server.reload() is False
         more = [{**LIMITS["limits"][0], "max_value": 30}]
         stack.configure({**S0, **ENDPOINTS, "limits": more})
-        assert stack.server.reload() is True
+        assert await stack.server.reload() is True
         stack.model.release("reload")
         await response.read()
     assert used(stack) == 24
