@@ -30,7 +30,6 @@ from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata,
 from extproc.plan.action import Action, ActionFailure, all_true
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
-from extproc.plan.hosts import normalise_host
 from extproc.plan.memo import Outcomes
 from extproc.plan.plan import ActionSet, Plan, Route
 from extproc.telemetry.decisions import DecisionLog
@@ -223,7 +222,7 @@ class Exchange:
             return replies.CONTINUE["request_headers"]
         self._note_modes(message)
         facts = RequestFacts(message)
-        route = self._plan.hosts.find(normalise_host(facts.host))
+        route = self._plan.hosts.find(facts.host)
         try:
             self._choose(route, facts)
         except (ActionFailure, ExpressionError) as error:
@@ -304,7 +303,7 @@ class Exchange:
         reader.close()
         if not ended and not reader.complete:
             return self._too_large()
-        self._bodies.request.update(reader.values)
+        self._bodies.request = reader.values
         self._prompt_bytes = reader.text_bytes or self._prompt_bytes
         if self._request_body is not None and self._facts is not None and self._context is not None:
             variables = action_set.scope.attributes.bind(self._facts, b"".join(self._request_body))
@@ -490,7 +489,7 @@ class Exchange:
             return []
         self._reader = None
         reader.close()
-        self._bodies.response.update(reader.values)
+        self._bodies.response = reader.values
         if reader.unread is not None:
             self._shared.metrics.body_unread(reader.unread)
         if not self._received:
@@ -529,8 +528,9 @@ class Exchange:
 
     def _report(self, action: Action, query: Query, source: UsageSource = "reported") -> asyncio.Task[None] | None:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
-        if self._shared.decisions.enabled:
-            self._shared.decisions.note(
+        decisions = self._shared.decisions
+        if decisions.enabled:
+            decisions.note(
                 "consumed",
                 {
                     "request_id": self.request_id,

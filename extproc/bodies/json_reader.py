@@ -53,9 +53,9 @@ class JsonReader:
     def close(self) -> None:
         """Parse what is held."""
         if self._scanner is None:
-            body = b"".join(self._pieces)
-            if not body.strip():
+            if not self._buffered:
                 return
+            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             try:
                 self._document = orjson.loads(body)
             except orjson.JSONDecodeError:

@@ -54,7 +54,8 @@ def _remote_address(facts: RequestFacts) -> str | None:
     return host_of(address) if isinstance(address, str) else None
 
 
-_DERIVED: dict[Path, Callable[[RequestFacts], Any]] = {
+Getter = Callable[[RequestFacts], Any]
+_DERIVED: dict[Path, Getter] = {
     ("request", "context_extensions"): lambda facts: {},
     ("request", "grpc"): _grpc,
     ("request", "host"): lambda facts: facts.host or None,
@@ -116,7 +117,7 @@ class Attributes:
     `repeatable`: requests that look alike in a few plain attributes look alike in all that is named.
     """
 
-    __slots__ = ("_all_headers", "_auth", "_headers", "_metadata", "_named", "needs_body", "repeatable")
+    __slots__ = ("_all_headers", "_auth", "_getters", "_headers", "_metadata", "_named", "needs_body", "repeatable")
 
     def __init__(self, members: Iterable[Path]) -> None:
         named: set[Path] = set()
@@ -142,22 +143,23 @@ class Attributes:
                 named.add(member[:2])
         self._headers = tuple(sorted(name.lower() for name in headers))
         self._named = tuple(sorted(named - {("request", "headers")}))
+        self._getters = (*map(_getter, self._named), *map(_header_getter, self._headers))
         self.needs_body = bool(BODY_ATTRIBUTES & named)
         self.repeatable = not (self._all_headers or self._auth or self._metadata or _UNREPEATABLE & named)
 
     def fingerprint(self, facts: RequestFacts) -> tuple[Any, ...]:
         """The values of all that is named, in a fixed order; for `repeatable` ones."""
-        return (*(_value(path, facts) for path in self._named), *(facts.header(name) for name in self._headers))
+        return tuple([get(facts) for get in self._getters])
 
     def bind(self, facts: RequestFacts, body: bytes | None = None) -> Variables:
         """The variables for one request; `body` where it is known by now."""
         variables: Variables = {}
-        for path in self._named:
+        for path, get in zip(self._named, self._getters, strict=False):
             root, name = path
             if path in BODY_ATTRIBUTES:
                 value = None if body is None else body if name == "raw_body" else body.decode("utf-8", "replace")
             else:
-                value = _value(path, facts)
+                value = get(facts)
             variables.setdefault(root, {})[name] = value
         if self._all_headers:
             headers = {name: value.decode("utf-8", "replace") for name, value in facts.headers.items()}
@@ -172,9 +174,13 @@ class Attributes:
         return variables
 
 
-def _value(path: Path, facts: RequestFacts) -> Any:
-    derive = _DERIVED.get(path)
-    return facts.attribute(".".join(path)) if derive is None else derive(facts)
+def _getter(path: Path) -> Getter:
+    name = ".".join(path)
+    return _DERIVED.get(path) or (lambda facts: facts.attribute(name))
+
+
+def _header_getter(name: str) -> Getter:
+    return lambda facts: facts.header(name)
 
 
 def host_of(address: str) -> str:

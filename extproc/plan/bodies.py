@@ -24,9 +24,10 @@ class BodyValues:
 
     def function(self, name: str) -> Callable[..., Any]:
         """The CEL function `requestBodyJSON` or `responseBodyJSON`; it never raises, what is missing is null."""
-        values = self.request if name == "requestBodyJSON" else self.response
+        of_request = name == "requestBodyJSON"
 
         def lookup(pointers: Any, kind: str = "any") -> Scalar | None:
+            values = self.request if of_request else self.response
             texts = pointers if isinstance(pointers, list) else (pointers,)
             return _first(values, map(_parse, texts), kind)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_MAX_KNOWN = 1024
+_LONGEST = 260
 
 
 def normalise_host(authority: str) -> str:
@@ -22,13 +24,17 @@ def normalise_host(authority: str) -> str:
 
 
 class HostTable(Generic[T]):
-    """Patterns are exact hosts, `*.suffix` (any depth, not the suffix itself) and `*`."""
+    """Patterns are exact hosts, `*.suffix` (any depth, not the suffix itself) and `*`.
 
-    __slots__ = ("_exact", "_wildcard")
+    What an authority leads to is remembered; authorities longer than a host name can be are not.
+    """
+
+    __slots__ = ("_exact", "_known", "_wildcard")
 
     def __init__(self, patterns: Mapping[str, T]) -> None:
         self._exact: dict[str, T] = {}
         self._wildcard: dict[str, T] = {}
+        self._known: dict[str, T | None] = {}
         for pattern, value in patterns.items():
             key = pattern.lower()
             if key == "*":
@@ -38,8 +44,18 @@ class HostTable(Generic[T]):
             else:
                 self._exact[normalise_host(key)] = value
 
-    def find(self, host: str) -> T | None:
-        """The value of the most specific pattern that matches a normalised host."""
+    def find(self, authority: str) -> T | None:
+        """The value of the most specific pattern that matches the host of `authority`."""
+        if authority in self._known:
+            return self._known[authority]
+        found = self._search(normalise_host(authority))
+        if len(authority) <= _LONGEST:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[authority] = found
+        return found
+
+    def _search(self, host: str) -> T | None:
         found = self._exact.get(host)
         rest = host
         while found is None and rest:

@@ -31,9 +31,7 @@ class DecisionLog:
         return self._logger.isEnabledFor(logging.INFO)
 
     def note(self, event: str, fields: dict[str, Any]) -> None:
-        """Write a line soon, if lines at INFO are; `fields` as for `extproc.telemetry.logs`."""
-        if not self.enabled:
-            return
+        """Write a line soon; `fields` as for `extproc.telemetry.logs`. Ask `enabled` first where making them costs."""
         self._waiting.append((time(), event, fields))
         if len(self._waiting) >= MAX_WAITING:
             self.flush()
@@ -50,4 +48,5 @@ class DecisionLog:
             extra = {"fields": fields}
             record = self._logger.makeRecord(self._logger.name, logging.INFO, "", 0, event, (), None, extra=extra)
             record.created = when
-            self._logger.handle(record)
+            if self.enabled:
+                self._logger.handle(record)
