@@ -189,20 +189,18 @@ class Exchange:
         duplex = self._duplex_request if kind == "request_body" else self._duplex_response
         return replies.echo(kind, message) if duplex and kind.endswith("_body") else replies.CONTINUE[kind]
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing that Envoy could still send matters: the stream may be ended, Envoy goes on without us."""
-        duplex = self._duplex_request or self._duplex_response
-        return self._state is _State.SETTLED and not duplex
+    def digest(self) -> bool:
+        """Read what was answered before it was read. True when nothing that Envoy could still send matters.
 
-    def digest(self) -> None:
-        """Read what was answered before it was read."""
+        The stream may be ended then: Envoy goes on without us, but for full duplex, where it waits for every chunk.
+        """
         if self._undigested and self._reader is not None:
             chunk, self._undigested = self._undigested, b""
             try:
                 self._reader.feed(chunk)
             except Exception:  # noqa: BLE001 - as in `receive`
                 self._crashed("response_body")
+        return self._state is _State.SETTLED and not (self._duplex_request or self._duplex_response)
 
     def close(self) -> None:
         """The stream is over: settle with what is known, unless that is done."""

@@ -45,7 +45,6 @@ class GrpcServer:
         self.server = grpc.aio.server(options=options(max_message))
         self.addresses: list[str] = []
         self._health = health_aio.HealthServicer()
-        add_HealthServicer_to_server(self._health, self.server)
         self._services: tuple[str, ...] = ()
 
     def listen(self, listeners: Iterable[Listener]) -> None:
@@ -74,6 +73,8 @@ class GrpcServer:
     async def start(self, services: Iterable[str]) -> None:
         """Serve; `services` are the full names of what was added. Health says NOT_SERVING until `set_ready`."""
         self._services = tuple(services)
+        # Behind what was added: gRPC asks handlers in the order in which they came, for every new stream.
+        add_HealthServicer_to_server(self._health, self.server)
         await self.set_ready(ready=False)
         reflection.enable_server_reflection((*self._services, HEALTH_SERVICE, reflection.SERVICE_NAME), self.server)
         await self.server.start()

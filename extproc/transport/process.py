@@ -51,6 +51,5 @@ async def _converse(exchange: Exchange, context: _Context) -> None:
         if reply is None:
             continue
         await context.write(reply if isinstance(reply, bytes) else await reply)
-        exchange.digest()
-        if exchange.over:
+        if exchange.digest():
             return
