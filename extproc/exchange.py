@@ -401,16 +401,15 @@ class Exchange:
         assert self._action_set is not None
         self._shared.metrics.denied += 1
         self._end("denied")
-        known = {"request_id": self.request_id, "action_set": self._action_set_name}
-        self._shared.decisions.note("denied", {**known, "code": "OVER_LIMIT", "limit": decision.limit})
+        self._shared.decisions.note("denied", {**self._who, "code": "OVER_LIMIT", "limit": decision.limit})
         headers = self._headers + decision.headers
         return replies.with_headers(self._action_set.over_limit, headers) if headers else self._action_set.over_limit
 
     def _too_large(self) -> Reply:
         self._shared.metrics.denied += 1
         self._end("denied")
-        known = {"request_id": self.request_id, "action_set": self._action_set_name}
-        self._shared.decisions.note("denied", {**known, "reason": "the request body does not fit into Envoy's buffer"})
+        reason = "the request body does not fit into Envoy's buffer"
+        self._shared.decisions.note("denied", {**self._who, "reason": reason})
         return replies.with_headers(TOO_LARGE, self._headers) if self._headers else TOO_LARGE
 
     def _fail(self, reason: str, action: Action | None) -> Reply:
@@ -504,13 +503,14 @@ class Exchange:
             query = self._query(action)
             if query is None:
                 return None
+            static = isinstance(action.hits, int)
             hits = action.hits if isinstance(action.hits, int) else self._count(action, action.hits)
         except ActionFailure as failure:
             self._shared.metrics.errors += 1
             self._shared.metrics.action_failed(self._action_set_name)
             self._log(logging.WARNING, "rate limit report failed", reason=str(failure), service=action.service.name)
             return None
-        source: UsageSource = "reported"
+        source: UsageSource = "fixed" if static else "reported"
         if hits is None:
             source, hits = self._without_usage(reader)
         self._shared.metrics.usage_found(source)
@@ -528,18 +528,13 @@ class Exchange:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
         decisions = self._shared.decisions
         if decisions.enabled:
-            decisions.note(
-                "consumed",
-                {
-                    "request_id": self.request_id,
-                    "action_set": self._action_set_name,
-                    "decision": "allowed",
-                    "domain": query.domain,
-                    "hits_addend": query.hits_addend,
-                    "usage": source,
-                    "status": self.status,
-                },
-            )
+            fields = self._who
+            fields["decision"] = "allowed"
+            fields["domain"] = query.domain
+            fields["hits_addend"] = query.hits_addend
+            fields["usage"] = source
+            fields["status"] = self.status
+            decisions.note("consumed", fields)
         if query.hits_addend == 0:
             return None
         self._shared.metrics.tokens_reported += query.hits_addend
@@ -560,8 +555,12 @@ class Exchange:
             self._duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
 
     def _log(self, level: int, event: str, **fields: Any) -> None:
-        known = {"request_id": self.request_id, "action_set": self._action_set_name}
-        _LOG.log(level, event, extra={"fields": {**known, **fields}})
+        _LOG.log(level, event, extra={"fields": {**self._who, **fields}})
+
+    @property
+    def _who(self) -> dict[str, Any]:
+        """What every log line of this exchange begins with."""
+        return {"request_id": self.request_id, "action_set": self._action_set_name}
 
     @property
     def _action_set_name(self) -> str:
