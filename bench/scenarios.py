@@ -168,7 +168,7 @@ SCENARIOS = {
     for scenario in (
         Scenario("json", lambda _: (), body(), _loaded(16, 500)),
         Scenario("steady", lambda _: (), body(), _loaded(16, 100, rate=20)),
-        Scenario("sse", lambda _: ("--frames", "200"), _STREAM, _loaded(8, 24)),
+        Scenario("sse", lambda _: ("--frames", "200", "--frame-ms", "2"), _STREAM, _loaded(8, 16)),
         Scenario(
             "large",
             lambda _: ("--size", "1000000"),

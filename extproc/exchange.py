@@ -29,7 +29,7 @@ from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
 from extproc.plan.action import Action, ActionFailure, all_true
 from extproc.plan.bodies import BodyValues
-from extproc.plan.facts import RequestFacts
+from extproc.plan.facts import RequestFacts, attribute
 from extproc.plan.memo import Outcomes
 from extproc.plan.plan import ActionSet, Plan, Route
 from extproc.telemetry.decisions import DecisionLog
@@ -107,6 +107,7 @@ class Exchange:
         "_state",
         "_streamed_request",
         "_undigested",
+        "_used",
         "metadata",
         "request_id",
         "status",
@@ -133,6 +134,7 @@ class Exchange:
         self._received = 0
         self._expected = -1
         self._undigested = b""
+        self._used: tuple[UsageSource, int] | None = None
         self._streamed_request = False
         self._duplex_request = False
         self._duplex_response = False
@@ -435,6 +437,9 @@ class Exchange:
             self._settle("complete")
             return self._with_headers(IGNORE_RESPONSE, replies.SKIP_BODIES)
         assert action_set.response_reader is not None
+        if not self._prompt_bytes:
+            size = attribute(message, "request.size")
+            self._prompt_bytes = size if isinstance(size, int) else 0
         self._state = _State.READING
         self._expected = _length(headers.get("content-length", b""))
         self._reader = action_set.response_reader.open(
@@ -469,6 +474,8 @@ class Exchange:
         if self._state is not _State.READING:
             return reply
         pending = self._settle("complete")
+        if self._used is not None:
+            reply += replies.usage(*self._used)
         return self._hold(reply, pending) if pending else reply
 
     async def _hold(self, reply: Reply, pending: Sequence[asyncio.Task[None]]) -> Reply:
@@ -514,6 +521,7 @@ class Exchange:
         if hits is None:
             source, hits = self._without_usage(reader)
         self._shared.metrics.usage_found(source)
+        self._used = self._used or (source, hits)
         return self._report(action, _charging(query, hits), source)
 
     def _without_usage(self, reader: BodyReader) -> tuple[UsageSource, int]:

@@ -42,7 +42,9 @@ def _lines(active: Active) -> Iterator[str]:
             yield f"  where {predicate}"
         for action, compiled_action in zip(action_set.actions, compiled.actions, strict=True):
             yield from _action(config, action, compiled_action)
-        yield f"  Over a limit the client gets {_denial(action_set.deny_with or config.deny_with)}."
+        decides = any(config.services[action.service].type != "ratelimit-report" for action in action_set.actions)
+        over = f"Over a limit the client gets {_denial(action_set.deny_with or config.deny_with)}."
+        yield f"  {over if decides else 'Nothing is refused: no action asks before the model is called.'}"
         yield f"  Of the bodies it needs {_bodies(compiled)}."
     yield ""
     yield f"A successful answer without usage is charged {_missing(config)}."

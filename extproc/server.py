@@ -98,7 +98,7 @@ class Server:
             self._admin = AdminServer(
                 config.admin.address,
                 readiness=lambda: self._unready,
-                metrics=self.metrics.render,
+                metrics=self._metrics_page,
                 config=self._masked,
             )
             await self._admin.start()
@@ -171,6 +171,10 @@ class Server:
 
     def _open_exchange(self) -> Exchange:
         return Exchange(self._active.plan, self._shared)
+
+    def _metrics_page(self, accept: str) -> tuple[bytes, str]:
+        self.limiter.sweep()
+        return self.metrics.render(accept)
 
     def _masked(self) -> Mapping[str, Any]:
         return masked(self.config)

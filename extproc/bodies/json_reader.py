@@ -57,7 +57,7 @@ class JsonReader:
                 return
             body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             try:
-                self._document = orjson.loads(body)
+                self._document = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
             except orjson.JSONDecodeError:
                 self.unread = "corrupt"
                 self._scan()

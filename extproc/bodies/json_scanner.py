@@ -17,7 +17,8 @@ from extproc.bodies.pointers import PointerTree, Values
 MAX_TOKEN = 64 * 1024
 """Longest key that can match and longest value that is kept, in bytes; longer ones are skipped."""
 
-_SPACE = re.compile(rb"[ \t\r\n]*+")
+# The bytes of a byte order mark are taken for space: some servers send one.
+_SPACE = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _STRING_BODY = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _SCALAR = re.compile(rb"[^\s,\]}{\[\":]++")

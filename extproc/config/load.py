@@ -67,7 +67,11 @@ def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
             limits = _limits(base / config.limits, config.limits, files)
             config = config.model_copy(update={"limits": limits})
         except ConfigError as error:
-            limits_problems = error.problems
+            # Of a file that cannot be read at all, the field that names it is what is wrong.
+            limits_problems = tuple(
+                problem if problem.path else Problem("limits", f"{problem.file}: {problem.message}")
+                for problem in error.problems
+            )
     if problems := first_problems(chain(limits_problems, find_problems(config, files))):
         raise ConfigError(problems)
     return Loaded(config, files.snapshot, tuple(find_warnings(config)))

@@ -168,7 +168,10 @@ class DenyWith(Model):
     """The answer to a request over its limit."""
 
     status: Annotated[int, Field(ge=400, le=599)] = 429
-    headers: dict[str, str] = Field(default_factory=lambda: {"x-envoy-ratelimited": "true"})
+    headers: dict[str, str] = Field(
+        default_factory=lambda: {"x-envoy-ratelimited": "true"},
+        description="`x-envoy-ratelimited: true` unless given; what is given replaces it.",
+    )
     body: str = "Too Many Requests\n"
 
 

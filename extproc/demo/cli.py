@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from extproc.admin.server import AdminError
 from extproc.config.errors import ConfigError
@@ -35,7 +38,9 @@ def run(options: argparse.Namespace) -> int:
             configure("info", "json", stream)
             try:
                 play = stay if options.stay else tell
-                asyncio.run(play(Page(sys.stdout), Path(directory), log, options.port))
+                asyncio.run(_ended_by_signals(play(Page(sys.stdout), Path(directory), log, options.port)))
+            except asyncio.CancelledError:
+                return 130
             except (GatewayError, AdminError, ListenError, ConfigError, OSError) as error:
                 sys.stderr.write(f"extproc demo: {error}\n")
                 return 1
@@ -43,6 +48,15 @@ def run(options: argparse.Namespace) -> int:
                 sys.stderr.write(f"extproc demo: not as expected: {error}\n{log.read_text()[-2000:]}")
                 return 1
     return 0
+
+
+async def _ended_by_signals(story: Coroutine[Any, Any, None]) -> None:
+    """A closed terminal and `kill` end it as Ctrl-C does: Envoy is a child that would outlive us."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    await story
 
 
 def _port(text: str) -> int:

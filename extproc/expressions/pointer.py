@@ -10,8 +10,3 @@ def parse_pointer(text: str) -> tuple[str, ...]:
     if not text.startswith("/"):
         raise ValueError(f"a JSON pointer starts with `/`, found `{text}`")
     return tuple(part.replace("~1", "/").replace("~0", "~") for part in text[1:].split("/"))
-
-
-def format_pointer(path: tuple[str, ...]) -> str:
-    """The text of a parsed pointer."""
-    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)

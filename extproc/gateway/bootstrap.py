@@ -72,6 +72,7 @@ def ext_proc_filter(
                 "destination.port",
                 "request.protocol",
             ],
+            "response_attributes": ["request.size"],
             "metadata_options": {
                 "forwarding_namespaces": {"untyped": ["envoy.filters.http.jwt_authn", "envoy.filters.http.ext_authz"]},
                 "receiving_namespaces": {"untyped": [NAMESPACE]},

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from typing import NamedTuple
 
 import cel
@@ -18,6 +19,10 @@ from extproc.limiter.seam import Descriptor
 logger = logging.getLogger(__name__)
 
 MEMO_SIZE = 8192
+MAX_REMEMBERED = 512
+"""Characters of a call's descriptor values; clients may choose them, so what is remembered is bounded by both."""
+MAX_VALUE = 256
+"""Characters of a counter's value as it is; a longer one is its digest, which is as distinct."""
 _BOUND = frozenset({"descriptors", "limit"})
 
 Values = tuple[str, ...]
@@ -67,7 +72,7 @@ class CompiledLimit:
                 raise ExpressionError(f"`{condition.source}`: expected a bool")
             if not holds:
                 return None
-        return tuple(text_of(variable.evaluate(context)) for variable in self.variables)
+        return tuple(_bounded(text_of(variable.evaluate(context))) for variable in self.variables)
 
 
 Touched = tuple[CompiledLimit, Values]
@@ -105,9 +110,10 @@ class LimitSet:
 
         A limit whose expressions name a key the descriptors do not have does not apply (Limitador);
         neither does one that fails otherwise, which is logged once per limit.
-        The answer depends on the arguments only; the last `memo_size` distinct ones are remembered.
+        The answer depends on the arguments only; the last `memo_size` distinct ones are remembered, if they are short.
         """
-        return self._memo(domain, descriptors)
+        memorable = sum(len(value) for entries in descriptors for _, value in entries) <= MAX_REMEMBERED
+        return self._memo(domain, descriptors) if memorable else self._resolve(domain, descriptors)
 
     def _resolve(self, domain: str, descriptors: Sequence[Descriptor]) -> tuple[Touched, ...]:
         limits = self._by_namespace.get(domain)
@@ -137,6 +143,10 @@ class LimitSet:
                     error,
                 )
             return None
+
+
+def _bounded(value: str) -> str:
+    return value if len(value) <= MAX_VALUE else "sha256:" + sha256(encodable(value).encode()).hexdigest()
 
 
 def _compile(limit: Limit, where: str) -> CompiledLimit:

@@ -34,6 +34,9 @@ _CALLS: dict[str, Call] = {
     "ratelimit-report": "report",
 }
 _TYPES = frozenset({"bool", "bytes", "double", "dyn", "int", "list", "map", "null_type", "string", "type", "uint"})
+_PATH = re.compile(r"""\brequest\s*(?:\.\s*path\b|\[\s*["']path["']\s*\])""")
+_SAFE_PATH = re.compile(_PATH.pattern + r"\s*\)*\s*\.\s*(?:startsWith|contains)\s*\(")
+_HOST = re.compile(r"""\brequest\s*\.\s*host\b(?!\s*\.\s*(?:lowerAscii|startsWith|contains))""")
 _RESPONSE_BODY = re.compile(r"\bresponseBodyJSON\s*\(")
 
 
@@ -92,6 +95,7 @@ class _Compiler:
         predicates = self._predicates(conditions.predicates, f"{path}.routeRuleConditions.predicates")
         if any(predicate.references.calls or _body_members(predicate) for predicate in predicates):
             self._problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
+        self._bypass(predicates, f"{path}.routeRuleConditions.predicates")
         actions = [self._action(i, action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
         known = _in_order(action for action in actions if action is not None)
         request = [action for action in known if action.phase is not Phase.RESPONSE]
@@ -156,6 +160,8 @@ class _Compiler:
             if service.call == "report"
             or not (isinstance(item.value, Expression) and _RESPONSE_BODY.search(item.value.source))
         )
+        if domain is None and not config.scope:
+            self._problem(f"{path}.scope", "must not be empty: it is the domain of the call")
         action = Action(
             index, service, Phase.REQUEST_HEADERS, config.scope, predicates, tuple(blocks), domain, hits, labels
         )
@@ -170,6 +176,8 @@ class _Compiler:
             return data.item.value
         expression = self._value(data.item.value, f"{path}.expression.value")
         special = data.item.key in (DOMAIN, HITS_ADDEND)
+        if expression is not None:
+            self._constants([expression], f"{path}.expression.value", predicate=False)
         return expression if expression is None or special else _folded(expression)
 
     def _static(self, key: str, value: str, path: str) -> None:
@@ -191,7 +199,9 @@ class _Compiler:
 
     def _predicates(self, sources: Sequence[str], path: str) -> tuple[Expression, ...]:
         compiled = (self._value(source, f"{path}[{i}]") for i, source in enumerate(sources))
-        return tuple(expression for expression in compiled if expression is not None)
+        found = tuple(expression for expression in compiled if expression is not None)
+        self._constants(found, path, predicate=True)
+        return found
 
     def _value(self, source: str, path: str) -> Expression | None:
         try:
@@ -218,16 +228,35 @@ class _Compiler:
             self._warn(path, f"header names are lower case in `request.headers`: `{member[2]}` is never there")
 
     def _bypass(self, predicates: Iterable[Expression], path: str) -> None:
-        """S0.D9: a query string is enough to escape a comparison with the whole path."""
+        """S0.D9: a query string, a port or another case is enough to escape some comparisons."""
         for expression in predicates:
-            if re.search(r"\brequest\.path\s*==", expression.source) or re.search(
-                r"==\s*request\.path\b", expression.source
-            ):
+            source = _SAFE_PATH.sub("", expression.source)
+            if _PATH.search(source):
                 self._warn(
                     path,
-                    f"`{expression.source}` can be bypassed: `request.path` includes the query string, "
+                    f"`{_shorten(expression.source)}` can be bypassed: `request.path` includes the query string, "
                     "so a client escapes by adding `?x=1`; use `request.url_path`",
                 )
+            if _HOST.search(source):
+                self._warn(
+                    path,
+                    f"`{_shorten(expression.source)}` can be bypassed: `request.host` is as the client wrote it, with "
+                    "its case, port and trailing dot; use `hostnames`",
+                )
+
+    def _constants(self, expressions: Iterable[Expression], path: str, *, predicate: bool) -> None:
+        """Tell of expressions that depend on nothing and fail: they would fail for every request."""
+        for expression in expressions:
+            if expression.variables or expression.references.calls:
+                continue
+            try:
+                value = expression.evaluate(cel.Context(functions=dict(LIBRARY)))
+                if predicate and not isinstance(value, bool):
+                    raise ExpressionError(f"`{expression.source}`: expected a bool")
+                if not predicate:
+                    text_of(value)
+            except ExpressionError as error:
+                self._warn(path, f"always fails: {error}")
 
     def _problem(self, path: str, message: str) -> None:
         self._problems.append(Problem(path, message))

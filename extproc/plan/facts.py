@@ -39,10 +39,7 @@ class RequestFacts:
 
     def attribute(self, name: str) -> JsonValue:
         """An attribute that Envoy was configured to send, None when it was not sent."""
-        attributes = self._message.attributes
-        if FILTER not in attributes or name not in attributes[FILTER].fields:
-            return None
-        return plain(attributes[FILTER].fields[name])
+        return attribute(self._message, name)
 
     @property
     def host(self) -> str:
@@ -60,6 +57,14 @@ class RequestFacts:
         if name not in metadata:
             return None
         return {key: plain(value) for key, value in metadata[name].fields.items()}
+
+
+def attribute(message: ProcessingRequest, name: str) -> JsonValue:
+    """An attribute that came with `message`, None when it did not."""
+    attributes = message.attributes
+    if FILTER not in attributes or name not in attributes[FILTER].fields:
+        return None
+    return plain(attributes[FILTER].fields[name])
 
 
 def _joined(sent: Iterable[HeaderValue]) -> dict[str, bytes]:

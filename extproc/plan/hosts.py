@@ -11,16 +11,14 @@ _LONGEST = 260
 
 
 def normalise_host(authority: str) -> str:
-    """The host of an authority as patterns compare it: no port, one trailing dot dropped, case folded.
+    """The host of an authority as patterns compare it: no port, however odd, no trailing dots, case folded.
 
     `[::1]:80` and `::1` are both `::1`.
     """
     if authority.startswith("["):
         return authority[1:].partition("]")[0].lower()
-    host, colon, port = authority.rpartition(":")
-    if not colon or ":" in host or not (port.isdecimal() or not port):
-        host = authority
-    return host.removesuffix(".").lower()
+    host = authority if authority.count(":") > 1 else authority.partition(":")[0]
+    return host.rstrip(".").lower()
 
 
 class HostTable(Generic[T]):

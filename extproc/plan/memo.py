@@ -41,7 +41,10 @@ class QueryMemo:
     def outcomes(self, facts: RequestFacts) -> Outcomes:
         """What the actions come to for one request."""
         key = self._fingerprint(facts)
-        found = self._known.get(key)
+        try:
+            found = self._known.get(key)
+        except TypeError:  # an attribute with a structure
+            return self._compute(facts)
         if found is None:
             found = self._compute(facts)
             if sum(len(value) for value in key if isinstance(value, str)) <= MAX_KEY:

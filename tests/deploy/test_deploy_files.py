@@ -262,7 +262,7 @@ class TestKubernetes:
         assert processor["processingMode"] == {
             "allowModeOverride": ours["allow_mode_override"],
             "request": {"attributes": ours["request_attributes"]},
-            "response": {},
+            "response": {"attributes": ours["response_attributes"]},
         }
         assert processor["metadata"] == {
             "accessibleNamespaces": namespaces["forwarding_namespaces"]["untyped"],

@@ -180,6 +180,25 @@ async def test_stream_without_usage_is_estimated(stack: Stack, client: Client) -
     assert b'extproc_usage_total{source="estimated"} 1.0' in stack.server.metrics.render()[0]
 
 
+async def test_the_access_log_shows_what_was_counted(tmp_path: Path) -> None:
+    """G10, S4.13: hits and their source as dynamic metadata, in JSON, in streams, and for chunked prompts."""
+    log = tmp_path / "access.log"
+    prompt = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"' + b"word " * 800 + b'"}]}'
+
+    async def chunked() -> AsyncIterator[bytes]:
+        yield prompt
+
+    async with Stack(configured(**LIMITS), gateway={"access_log": log}) as running, client_of(running) as sender:
+        await sender.send()
+        await sender.send(**STREAM)
+        await sender.send(data=chunked(), headers={"content-type": "application/json", "x-sim-usage": "none"})
+        await assert_clean(running)
+    told = [json.loads(line)["extproc"] for line in log.read_text().splitlines()]
+    assert told[:2] == [{"hits_addend": 24, "usage": "reported"}] * 2
+    assert told[2]["usage"] == "estimated"
+    assert told[2]["hits_addend"] > len(prompt) / 4
+
+
 async def test_a_large_answer_passes_untouched(stack: Stack, client: Client) -> None:
     """S0.D12 and G5 in small: 3 MB of JSON, its length kept."""
     answer = await client.send(headers={"x-sim-size": "3000000"})

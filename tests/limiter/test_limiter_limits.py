@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import pytest
 
+from extproc.config.model import Limit
 from extproc.limiter.limits import InvalidLimit, LimitSet
 from extproc.limiter.seam import Descriptor
 
@@ -137,3 +139,14 @@ def test_repeated_calls_are_answered_from_a_bounded_memory(make) -> None:
     for user in ("bob", "carol"):
         limits.counters("domain-a", ((("user", user),),))
     assert limits.counters("domain-a", ((("user", "alice"),),)) is not alice
+
+
+def test_long_values_cost_no_memory_and_stay_distinct() -> None:
+    """Clients may choose descriptor values: they are neither remembered nor kept, and still told apart."""
+    limits = LimitSet([Limit(namespace="d", max_value=1, seconds=60, variables=["descriptors[0]['user']"])])
+    tracemalloc.start()
+    found = {limits.counters("d", ((("user", f"{number}" + "x" * 100_000),),))[0][1] for number in range(300)}
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(found) == 300
+    assert kept < 1_000_000

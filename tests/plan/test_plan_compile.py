@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.harness import LIMITS, S0, Gateway, RecordingLimiter, compiled, configured
 from support.messages import request_headers
 
+from extproc.config.errors import ConfigError
 from extproc.expressions import Expression, ExpressionError, text_of
 from extproc.expressions.functions import LIBRARY, query_map
 from extproc.plan.attributes import Attributes, host_of
@@ -33,6 +34,8 @@ from extproc.plan.plan import Scope
         ("::1", "::1"),
         ("10.0.0.1:80", "10.0.0.1"),
         ("localhost:", "localhost"),
+        ("api.example.com:abc", "api.example.com"),
+        ("api.example.com..", "api.example.com"),
         ("", ""),
     ],
 )
@@ -201,6 +204,14 @@ def predicate(source: str) -> dict[str, Any]:
     [
         ('request.path == "/v1/chat/completions"', "can be bypassed"),
         ('"/v1/chat/completions" == request.path', "can be bypassed"),
+        ('request.path in ["/v1/chat/completions"]', "can be bypassed"),
+        ('(request.path) == "/v1/chat/completions"', "can be bypassed"),
+        ('!(request.path != "/v1/chat/completions")', "can be bypassed"),
+        ('request["path"] == "/v1/chat/completions"', "can be bypassed"),
+        ('request.path.matches("^/v1/chat/completions$")', "can be bypassed"),
+        ('request.host == "a.example.com"', "`request.host` is as the client wrote it"),
+        ("1", "always fails"),
+        ("'x'.matches('(')", "always fails"),
         ('request.url_path == "/v1/chat/completions"', ""),
         ('request.path.startsWith("/v1/")', ""),
         ("request.pth == 'x'", "`request.pth` is no attribute Envoy knows"),
@@ -213,6 +224,38 @@ def test_configurations_that_do_not_do_what_they_seem_to(source: str, warning: s
     assert warning in found if warning else not found
     if warning:
         assert "actionSets[0].actions[0].conditionalData[0].predicates" in found
+
+
+@pytest.mark.parametrize("value", ["null", "[1]", "1 / 0"])
+def test_values_that_always_fail_are_warned_about(value: str) -> None:
+    config = configured(deepcopy(S0))
+    config["actionSets"][0]["actions"][0]["conditionalData"][0]["data"].append(
+        {"expression": {"key": "k", "value": value}}
+    )
+    assert "conditionalData[0].data[1].expression.value: always fails" in warnings_of(config)
+
+
+def test_the_routes_predicates_are_looked_at_too() -> None:
+    """S0.D9."""
+    config = configured(deepcopy(S0))
+    config["actionSets"][0]["routeRuleConditions"]["predicates"] = ['request.path == "/v1"']
+    assert "actionSets[0].routeRuleConditions.predicates: " in warnings_of(config)
+
+
+def test_an_action_without_a_domain_is_refused() -> None:
+    config = configured(deepcopy(S0))
+    config["actionSets"][0]["actions"][0]["scope"] = ""
+    with pytest.raises(ConfigError, match=r"actionSets\[0\]\.actions\[0\]\.scope: must not be empty"):
+        compiled(config, RecordingLimiter())
+
+
+async def test_an_attribute_with_a_structure_is_no_accident() -> None:
+    """What cannot be remembered is computed."""
+    config = predicate("source.labels['app'] == 'x'")
+    gateway = Gateway(config)
+    replies = await gateway.exchange(request_headers(attributes={"source.labels": {"app": "x"}}))
+    assert not replies[0].HasField("immediate_response")
+    assert len(gateway.limiter.calls) == 1
 
 
 def test_a_check_that_needs_the_answer_is_warned_about() -> None:

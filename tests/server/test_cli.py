@@ -163,7 +163,7 @@ REFUSED = {
     ),
     "unknown field": (("reports", {}), "reports: unknown field, did you mean `report`"),
     "listener": (("listeners", ["127.0.0.1"]), "listeners[0].address: `127.0.0.1`: the port is missing"),
-    "limits file": (("limits", "nowhere.yaml"), "nowhere.yaml: cannot be read: no such file or directory"),
+    "limits file": (("limits", "nowhere.yaml"), "limits: nowhere.yaml: cannot be read: no such file or directory"),
     "limit": (("limits.0.conditions", ["descriptors[0]["]), "limits[0]"),
 }
 
