@@ -153,7 +153,9 @@ def bootstrap(
     Raises ValueError that names the option whose address cannot be read.
     """
     addresses = [extproc] if isinstance(extproc, str) else list(extproc or ())
-    clusters = [_cluster("upstream", [_address("upstream", upstream)])]
+    # Of a large answer ext_proc gets pieces of this size; the default of 1 MiB costs memory and saves nothing.
+    model = _cluster("upstream", [_address("upstream", upstream)])
+    clusters = [{**model, "per_connection_buffer_limit_bytes": 262_144}]
     filters: list[Mapping[str, Any]] = list(filters_before)
     if addresses:
         clusters.append(extproc_cluster(addresses))
