@@ -62,6 +62,17 @@ Reply = bytes
 Replies = Reply | Awaitable[Reply]
 
 
+_HANDLERS: Final = {
+    "request_headers": "_request_headers",
+    "request_body": "_request_body_chunk",
+    "request_trailers": "_request_trailers",
+    "response_headers": "_response_headers",
+    "response_body": "_response_body",
+    "response_trailers": "_response_trailers",
+}
+"""The method for each kind of message."""
+
+
 class _State(Enum):
     NEW = auto()
     REQUEST = auto()
@@ -148,25 +159,10 @@ class Exchange:
         if kind is None:
             return None
         try:
-            reply = self._dispatch(kind, message)
+            reply: Replies = getattr(self, _HANDLERS[kind])(message)
         except Exception:  # noqa: BLE001 - a defect must not end the stream, which would end the request
             return self._crashed(kind, message)
         return reply if isinstance(reply, bytes) else self._guarded(kind, message, reply)
-
-    def _dispatch(self, kind: str, message: ProcessingRequest) -> Replies:
-        if kind == "response_body":
-            return self._response_body(message)
-        if kind == "request_headers":
-            return self._request_headers(message)
-        if kind == "response_headers":
-            self._note_modes(message)
-            return self._response_headers(message)
-        if kind == "request_body":
-            self._note_modes(message)
-            return self._request_body_chunk(message)
-        if kind == "request_trailers":
-            return self._request_complete(replies.CONTINUE[kind])
-        return self._response_complete(replies.CONTINUE[kind])
 
     async def _guarded(self, kind: str, message: ProcessingRequest, reply: Awaitable[Reply]) -> Reply:
         try:
@@ -279,6 +275,7 @@ class Exchange:
             self._request_body = []
 
     def _request_body_chunk(self, message: ProcessingRequest) -> Replies:
+        self._note_modes(message)
         chunk = message.request_body
         reply = self._unchanged("request_body", message)
         if self._request_reader is None:
@@ -310,6 +307,9 @@ class Exchange:
             self._context.update(variables)
             self._request_body = None
         return self._run(len(action_set.request_actions), reply, forwards=True)
+
+    def _request_trailers(self, message: ProcessingRequest) -> Replies:
+        return self._request_complete(replies.CONTINUE["request_trailers"])
 
     # ── actions before the call ───────────────────────────────────────────────────────────────────
 
@@ -427,6 +427,7 @@ class Exchange:
     # ── response ──────────────────────────────────────────────────────────────────────────────────
 
     def _response_headers(self, message: ProcessingRequest) -> Reply:
+        self._note_modes(message)
         action_set = self._action_set
         if action_set is None or self._state is _State.SETTLED:
             return IGNORE_RESPONSE
@@ -477,6 +478,9 @@ class Exchange:
         if self._used is not None:
             reply += replies.usage(*self._used)
         return self._hold(reply, pending) if pending else reply
+
+    def _response_trailers(self, message: ProcessingRequest) -> Replies:
+        return self._response_complete(replies.CONTINUE["response_trailers"])
 
     async def _hold(self, reply: Reply, pending: Sequence[asyncio.Task[None]]) -> Reply:
         await asyncio.wait(pending, timeout=self._plan.report_wait)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from time import perf_counter
 from typing import Literal, Protocol
 
@@ -16,36 +16,49 @@ _RESULTS: dict[Code, Result] = {Code.OK: "ok", Code.OVER_LIMIT: "over_limit", Co
 class CallMetrics(Protocol):
     """What is counted; satisfied by extproc.telemetry.metrics.Metrics."""
 
-    def limiter_call(self, endpoint: str, method: Method, result: Result, seconds: float | None = None, /) -> None:
-        """One call, its result and how long the answer took; None when it was there at once."""
+    def limiter_call(self, endpoint: str, method: Method, result: Result, seconds: float, /) -> None:
+        """One call, its result and how long the answer took."""
+
+    def limiter_answers(self, endpoint: str, /) -> Mapping[Method, dict[Result, int]]:
+        """Where to count answers that were there at once."""
 
 
 class MeteredLimiter:
     """A limiter that counts what another one answers, and times what it had to wait for."""
 
-    __slots__ = ("_endpoint", "_limiter", "_metrics")
+    __slots__ = ("_checks", "_endpoint", "_limiter", "_metrics", "_reports", "_shoulds")
 
     def __init__(self, limiter: Limiter, endpoint: str, metrics: CallMetrics) -> None:
         self._limiter = limiter
         self._endpoint = endpoint
         self._metrics = metrics
+        answers = metrics.limiter_answers(endpoint)
+        self._checks = answers["check"]
+        self._reports = answers["report"]
+        self._shoulds = answers["should_rate_limit"]
 
     def check(self, query: Query, metadata: Metadata = ()) -> Answer:
         """As the limiter's."""
-        return self._counted("check", self._limiter.check(query, metadata))
+        answer = self._limiter.check(query, metadata)
+        if not isinstance(answer, Decision):
+            return self._timed("check", answer)
+        self._checks[_RESULTS[answer.code]] += 1
+        return answer
 
     def report(self, query: Query, metadata: Metadata = ()) -> Answer:
         """As the limiter's."""
-        return self._counted("report", self._limiter.report(query, metadata))
+        answer = self._limiter.report(query, metadata)
+        if not isinstance(answer, Decision):
+            return self._timed("report", answer)
+        self._reports[_RESULTS[answer.code]] += 1
+        return answer
 
     def should_rate_limit(self, query: Query, metadata: Metadata = ()) -> Answer:
         """As the limiter's."""
-        return self._counted("should_rate_limit", self._limiter.should_rate_limit(query, metadata))
-
-    def _counted(self, method: Method, answer: Answer) -> Answer:
+        answer = self._limiter.should_rate_limit(query, metadata)
         if not isinstance(answer, Decision):
-            return self._timed(method, answer)
-        self._metrics.limiter_call(self._endpoint, method, _RESULTS[answer.code])
+            return self._timed("should_rate_limit", answer)
+        self._shoulds[_RESULTS[answer.code]] += 1
         return answer
 
     async def _timed(self, method: Method, answer: Awaitable[Decision]) -> Decision:

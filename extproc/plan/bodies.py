@@ -13,14 +13,18 @@ from extproc.expressions.pointer import parse_pointer
 _parse = lru_cache(maxsize=4096)(parse_pointer)
 
 
+_NOTHING: Values = {}
+"""What is found in a body that was not read; never written to."""
+
+
 class BodyValues:
-    """The values found so far in the two bodies of one exchange."""
+    """The values found in the two bodies of one exchange, each set when that body is over."""
 
     __slots__ = ("request", "response")
 
     def __init__(self) -> None:
-        self.request: Values = {}
-        self.response: Values = {}
+        self.request = _NOTHING
+        self.response = _NOTHING
 
     def function(self, name: str) -> Callable[..., Any]:
         """The CEL function `requestBodyJSON` or `responseBodyJSON`; it never raises, what is missing is null."""

@@ -120,14 +120,21 @@ class Metrics(Collector):
         """A report was taken by the limiter, had no room in the queue, or was given up."""
         self._reports[result] += 1
 
-    def limiter_call(self, endpoint: str, method: Method, result: CallResult, seconds: float | None = None) -> None:
-        """One attempt of a call to the limiter `endpoint` took `seconds`; None for a limiter that answers at once."""
+    def limiter_call(self, endpoint: str, method: Method, result: CallResult, seconds: float) -> None:
+        """One attempt of a call to the limiter `endpoint` took `seconds`."""
+        calls = self._calls_to(endpoint)
+        calls.results[method][result] += 1
+        calls.seconds[method].observe(seconds)
+
+    def limiter_answers(self, endpoint: str) -> Mapping[Method, dict[CallResult, int]]:
+        """Where a limiter that answers at once counts, by method and result."""
+        return self._calls_to(endpoint).results
+
+    def _calls_to(self, endpoint: str) -> _Calls:
         calls = self._calls.get(endpoint)
         if calls is None:
             calls = self._calls.setdefault(_bounded(endpoint, self._calls, MAX_ENDPOINTS), _Calls())
-        calls.results[method][result] += 1
-        if seconds is not None:
-            calls.seconds[method].observe(seconds)
+        return calls
 
     def action_failed(self, action_set: str) -> None:
         """An action reached no decision, whatever its failure mode made of that."""

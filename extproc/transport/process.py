@@ -22,10 +22,27 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 def add_external_processor(server: grpc.aio.Server, open_exchange: Callable[[], Exchange]) -> None:
     """Serve envoy.service.ext_proc.v3.ExternalProcessor; `open_exchange` is called once a stream."""
 
+    parse = ProcessingRequest.FromString
+
     async def process(_: AsyncIterator[bytes], context: _Context) -> None:
+        """Answer every message of a stream, in order. Nothing is awaited between a body chunk and its reply."""
         exchange = open_exchange()
         try:
-            await _converse(exchange, context)
+            while True:
+                data: Any = await context.read()
+                if data is EOF:
+                    return
+                try:
+                    message = parse(data)
+                except DecodeError:
+                    _LOG.warning("a message could not be parsed", extra={"fields": {"bytes": len(data)}})
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
+                reply = exchange.receive(message)
+                if reply is None:
+                    continue
+                await context.write(reply if isinstance(reply, bytes) else await reply)
+                if exchange.digest():
+                    return
         finally:
             # Envoy resets every stream that it has finished with, so this is where most of them end.
             exchange.close()
@@ -33,23 +50,3 @@ def add_external_processor(server: grpc.aio.Server, open_exchange: Callable[[], 
     # Bytes in, bytes out: most replies are constants, and a message that cannot be parsed gets an answer of ours.
     handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(process)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Process": handler}),))
-
-
-async def _converse(exchange: Exchange, context: _Context) -> None:
-    """Answer every message of a stream, in order. Nothing is awaited between a body chunk and its reply."""
-    parse = ProcessingRequest.FromString
-    while True:
-        data: Any = await context.read()
-        if data is EOF:
-            return
-        try:
-            message = parse(data)
-        except DecodeError:
-            _LOG.warning("a message could not be parsed", extra={"fields": {"bytes": len(data)}})
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a ProcessingRequest")
-        reply: Any = exchange.receive(message)
-        if reply is None:
-            continue
-        await context.write(reply if isinstance(reply, bytes) else await reply)
-        if exchange.digest():
-            return
