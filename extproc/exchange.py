@@ -39,7 +39,7 @@ from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
 _LOG = logging.getLogger("extproc.exchange")
-_PROPAGATED = frozenset({"traceparent", "tracestate", "baggage"})
+_PROPAGATED = ("traceparent", "tracestate", "baggage")
 _FAILED = b"Internal Server Error.\n"
 
 NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
@@ -262,8 +262,9 @@ class Exchange:
     def _identify(self, facts: RequestFacts) -> None:
         self.request_id = facts.header("x-request-id") or str(uuid.uuid4())
         self.metadata = (("x-request-id", self.request_id),)
-        for name in _PROPAGATED & facts.headers.keys():
-            self.metadata += ((name, facts.header(name) or ""),)
+        for name in _PROPAGATED:
+            if name in facts.headers:
+                self.metadata += ((name, facts.header(name) or ""),)
         if self._plan.request_id_header is not None:
             self._headers += ((self._plan.request_id_header, self.request_id),)
 

@@ -24,6 +24,11 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    for path in PAGES:
+        assert not re.search(r"@[A-Z]+@", path.read_text()), path
+
+
 def test_the_readme_names_only_targets_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text())):
