@@ -39,7 +39,10 @@ class BodyValues:
 
     def find(self, call: PointerCall) -> Scalar | None:
         """The value of a call that is a whole expression, without CEL."""
-        return _first(self.request if call.body == "request" else self.response, call.pointers, call.kind)
+        values = self.request if call.body == "request" else self.response
+        if call.kind == "any" and len(call.pointers) == 1:
+            return values.get(call.pointers[0])
+        return _first(values, call.pointers, call.kind)
 
 
 def _first(values: Values, paths: Iterable[tuple[str, ...]], kind: str) -> Scalar | None:
