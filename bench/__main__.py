@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ from bench.errors import BenchError
 from bench.load import find_h2load
 from bench.results import Run, rows, save, table
 from bench.scenarios import SCENARIOS, Length, Scenario
-from bench.stack import SERVERS, model, stack
+from bench.stack import OTHER_CORES, SERVERS, model, stack
 from extproc.gateway import GatewayError, find_envoy
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     length = _QUICK if args.quick else Length(args.seconds)
     repeat = 1 if args.quick else args.repeat
     scenarios = [SCENARIOS[name] for name in args.scenario or SCENARIOS]
+    if OTHER_CORES is not None:
+        os.sched_setaffinity(0, OTHER_CORES)  # Envoy, the model, the limiter and h2load inherit it
     try:
         find_h2load()
         find_envoy()

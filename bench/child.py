@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -19,15 +21,20 @@ _POLL = 0.02
 _LOG_TAIL = 2000
 
 
+Cores = frozenset[int] | None
+
+
 class Child:
     """`async with Child("floor", "-m", "bench.floor") as floor:` runs Python with these arguments.
 
-    Entering raises BenchError with the end of its log when it ends; leaving ends it.
+    `cores` are those it may run on, all of ours when None. Entering raises BenchError with the end of its log when it
+    ends; leaving ends it.
     """
 
-    def __init__(self, name: str, *arguments: str) -> None:
+    def __init__(self, name: str, *arguments: str, cores: Cores = None) -> None:
         self._name = name
         self._arguments = arguments
+        self._cores = cores
 
     @property
     def pid(self) -> int:
@@ -78,7 +85,11 @@ class Child:
     async def __aenter__(self) -> Self:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, *self._arguments, stdout=asyncio.subprocess.PIPE, stderr=self._log
+            sys.executable,
+            *self._arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._log,
+            preexec_fn=None if self._cores is None else partial(os.sched_setaffinity, 0, self._cores),
         )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,12 +15,16 @@ from typing import Any
 import aiohttp
 
 from bench import proc
-from bench.child import Child
+from bench.child import Child, Cores
 from bench.errors import BenchError
 from bench.load import HOST
 from extproc.gateway import EnvoyProcess, bootstrap, free_port
 
 SERVERS = ("direct", "floor", "embedded", "remote")
+_CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORES: Cores = frozenset(_CORES[-1:]) if len(_CORES) > 1 else None
+"""The server under test has a core of its own: what others put into its caches would be counted as its time."""
+OTHER_CORES: Cores = frozenset(_CORES[:-1]) if len(_CORES) > 1 else None
 MANY = 10**15
 """A limit that no run reaches."""
 _STATS = "http.gateway.ext_proc."
@@ -139,7 +144,7 @@ async def stack(server: str, upstream: str, directory: Path) -> AsyncIterator[St
         pids: dict[str, int] = {}
         address = admin = None
         if server == "floor":
-            floor = await running.enter_async_context(Child("the floor", "-m", "bench.floor"))
+            floor = await running.enter_async_context(Child("the floor", "-m", "bench.floor", cores=SERVER_CORES))
             address, pids["server"] = await floor.listening(), floor.pid
         elif server != "direct":
             limiter = "embedded"
@@ -153,7 +158,9 @@ async def stack(server: str, upstream: str, directory: Path) -> AsyncIterator[St
 async def _ours(running: AsyncExitStack, limiter: str, directory: Path) -> tuple[str, str, int]:
     address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
     path = _written(configuration(address, admin, limiter), directory / f"serve-{limiter.partition(':')[0]}.json")
-    child = await running.enter_async_context(Child("extproc serve", "-m", "extproc", "serve", path))
+    child = await running.enter_async_context(
+        Child("extproc serve", "-m", "extproc", "serve", path, cores=SERVER_CORES)
+    )
     await child.ready(admin)
     return address, admin, child.pid
 
