@@ -6,69 +6,77 @@ from typing import Any, Literal
 
 import orjson
 
-from extproc.bodies.content import text_size
+from extproc.bodies.findings import Findings
 from extproc.bodies.json_scanner import JsonScanner
-from extproc.bodies.pointers import PointerTree, Values
+from extproc.bodies.wanted import HEAD, Wanted
+
+_BOM = b"\xef\xbb\xbf"
 
 
 class JsonReader:
     """Holds up to `buffer` bytes and parses them at the end; beyond that hands over to a scanner.
 
-    A small document that is not valid JSON is scanned too, so that a truncated answer keeps the
-    values that did arrive, and so that the size alone never changes the answer.
+    A small body that is not valid JSON is scanned too, so that a truncated answer keeps the values that did arrive,
+    documents that follow one another are all read, and the size alone never changes the answer.
     """
 
-    __slots__ = ("_buffered", "_document", "_limit", "_pieces", "_scanner", "_tree", "unread", "values")
+    __slots__ = ("_buffer", "_findings", "_head", "_limit", "_parsed", "_scanner", "_wanted", "unread")
 
-    def __init__(self, tree: PointerTree, buffer: int) -> None:
-        self.values: Values = {}
+    def __init__(self, wanted: Wanted, findings: Findings, buffer: int) -> None:
         self.unread: Literal["corrupt"] | None = None
-        self._tree = tree
+        self._wanted = wanted
+        self._findings = findings
         self._limit = buffer
-        self._pieces: list[bytes] = []
-        self._buffered = 0
+        self._buffer = bytearray()
+        self._head = b""
+        self._parsed = False
         self._scanner: JsonScanner | None = None
-        self._document: Any = None
-
-    @property
-    def text_bytes(self) -> int:
-        """Bytes of generated text; counted when asked for, because a reported usage makes it needless."""
-        return text_size(self._document) if self._scanner is None else self._scanner.text_bytes
 
     @property
     def complete(self) -> bool:
         """Whether, after `close`, a whole JSON document was there."""
-        return self._document is not None if self._scanner is None else self._scanner.complete
+        return self._parsed if self._scanner is None else self._scanner.complete
+
+    @property
+    def mid_event(self) -> bool:
+        """Whether, after `close`, the document lacks its end."""
+        return not self.complete and bool(self._head)
 
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
+        if len(self._head) < HEAD:
+            self._head += data[: HEAD - len(self._head)]
         if self._scanner is not None:
             self._scanner.feed(data)
             return
-        self._pieces.append(data)
-        self._buffered += len(data)
-        if self._buffered > self._limit:
+        self._buffer += data
+        if len(self._buffer) > self._limit:
             self._scan()
 
     def close(self) -> None:
         """Parse what is held."""
-        if self._scanner is None:
-            if not self._buffered:
-                return
-            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            try:
-                self._document = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
-            except orjson.JSONDecodeError:
-                self.unread = "corrupt"
-                self._scan()
-            else:
-                self._pieces.clear()
-                self._tree.extract(self._document, self.values)
+        if self._scanner is None and self._buffer:
+            self._parse(bytes(self._buffer))
         if self._scanner is not None:
             self._scanner.close()
+        self._findings.shape = self._wanted.recognise(self._head)
+        self._buffer.clear()
+
+    def _parse(self, body: bytes) -> None:
+        try:
+            document: Any = orjson.loads(body.removeprefix(_BOM))
+        except orjson.JSONDecodeError:
+            self._scan()
+            assert self._scanner is not None
+            self._scanner.close()
+            self.unread = None if self._scanner.complete else "corrupt"
+        else:
+            self._parsed = True
+            tree = self._wanted.document
+            tree.extract(document, self._findings)
+            self._findings.collect_text_later(lambda text: tree.collect(document, text))
 
     def _scan(self) -> None:
-        self._scanner = JsonScanner(self._tree, self.values)
-        for piece in self._pieces:
-            self._scanner.feed(piece)
-        self._pieces.clear()
+        self._scanner = JsonScanner(self._wanted.document, self._findings)
+        self._scanner.feed(bytes(self._buffer))
+        self._buffer.clear()

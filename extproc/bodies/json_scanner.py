@@ -12,7 +12,8 @@ from enum import Enum, auto
 
 import orjson
 
-from extproc.bodies.pointers import PointerTree, Values
+from extproc.bodies.findings import Findings
+from extproc.bodies.pointers import PointerTree
 
 MAX_TOKEN = 64 * 1024
 """Longest key that can match and longest value that is kept, in bytes; longer ones are skipped."""
@@ -25,6 +26,8 @@ _SCALAR = re.compile(rb"[^\s,\]}{\[\":]++")
 _BRACKET = re.compile(rb"[{}\[\]]")
 _QUOTE, _BACKSLASH, _COLON, _COMMA = b'"\\:,'
 _OPENING, _CLOSING = b"{[", b"}]"
+_BLOCK = 8192
+"""Bytes that are skipped at a time inside of a container."""
 
 
 class _State(Enum):
@@ -39,9 +42,6 @@ class _State(Enum):
     BROKEN = auto()
 
 
-_OVER = (_State.DONE, _State.BROKEN)
-
-
 class _Frame:
     """A container on the way to a wanted pointer; `index` is None in an object."""
 
@@ -53,27 +53,30 @@ class _Frame:
 
 
 class JsonScanner:
-    """Fed the bytes of one JSON document in any pieces; puts what is wanted into `values`.
+    """Fed the bytes of a JSON document, or of several in a row, in any pieces; puts what is wanted into `findings`.
 
-    `text_bytes` counts the bytes inside skipped strings: a measure of the text that went by.
-    After a syntax error on the way to a wanted pointer the rest is not read. `complete`: the document has ended.
+    After a syntax error on the way to a wanted pointer the rest is not read.
     """
 
     __slots__ = (
         "_carry",
         "_depth",
         "_escaped",
+        "_findings",
+        "_following",
         "_frames",
+        "_inside_text",
         "_node",
         "_state",
+        "_text",
         "_then",
-        "text_bytes",
-        "values",
+        "_tree",
     )
 
-    def __init__(self, tree: PointerTree, values: Values) -> None:
-        self.values = values
-        self.text_bytes = 0
+    def __init__(self, tree: PointerTree, findings: Findings, *, following: bool = False) -> None:
+        """`following`: what other documents said before this one still holds where it says nothing."""
+        self._findings = findings
+        self._tree = tree
         self._node: PointerTree | None = tree
         self._frames: list[_Frame] = []
         self._state = _State.VALUE
@@ -81,6 +84,9 @@ class JsonScanner:
         self._carry = b""
         self._depth = 0
         self._escaped = False
+        self._text = False
+        self._inside_text = False
+        self._following = following
 
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
@@ -88,7 +94,7 @@ class JsonScanner:
             data = self._carry + data
             self._carry = b""
         position, end = 0, len(data)
-        while position < end and self._state not in _OVER:
+        while position < end and self._state is not _State.BROKEN:
             after = self._step(data, position)
             if after < 0:
                 self._carry = data[position:]
@@ -104,7 +110,7 @@ class JsonScanner:
 
     @property
     def complete(self) -> bool:
-        """Whether the document has ended, as far as it was walked."""
+        """Whether the last document has ended, as far as it was walked."""
         return self._state is _State.DONE
 
     def _step(self, data: bytes, position: int) -> int:
@@ -120,7 +126,9 @@ class JsonScanner:
         if position == len(data):
             return position
         byte = data[position]
-        if state is _State.VALUE:
+        if state is _State.VALUE or state is _State.DONE:
+            if state is _State.DONE:
+                self._begin_again()
             return self._value(data, position, byte)
         if state is _State.KEY:
             return self._key(data, position, byte)
@@ -161,8 +169,8 @@ class JsonScanner:
             self._pop()
             return position + 1
         if byte == _QUOTE:
-            if self._wanted is None:
-                return self._enter_string(position, self._outside)
+            if self._node is None or not self._node.is_leaf_wanted:
+                return self._enter_string(position, self._outside, text=self._node is not None and self._node.text)
             found = _STRING.match(data, position)
         else:
             found = _SCALAR.match(data, position)
@@ -178,9 +186,11 @@ class JsonScanner:
         self._scalar(found.group())
         return found.end()
 
-    @property
-    def _wanted(self) -> tuple[str, ...] | None:
-        return None if self._node is None else self._node.wanted
+    def _begin_again(self) -> None:
+        """Another document follows; what it does not say still holds."""
+        self._following = True
+        self._node = self._tree
+        self._state = _State.VALUE
 
     @property
     def _outside(self) -> _State:
@@ -188,26 +198,33 @@ class JsonScanner:
         return _State.AFTER if self._frames else _State.DONE
 
     def _scalar(self, raw: bytes) -> None:
-        wanted = self._wanted
-        if self._node is not None:
-            self._node.forget(self.values)
-        if wanted is not None:
-            value = _loads(raw)
-            if isinstance(value, (str, int, float)):
-                self.values[wanted] = value
+        node = self._node
+        if node is not None:
+            self._forget(node)
+            if node.is_leaf_wanted:
+                value = _loads(raw)
+                if isinstance(value, (str, int, float)):
+                    node.take(value, self._findings)
+                    if node.text:
+                        self._findings.text.add_value(value)
         self._state = self._outside
+
+    def _forget(self, node: PointerTree) -> None:
+        if not self._following:
+            node.forget(self._findings)
 
     def _open(self, *, is_object: bool) -> None:
         node = self._node
         if node is not None:
-            node.forget(self.values)
-        if node is None or not node.children:
+            self._forget(node)
+        if node is None or not node.children or (node.text and is_object):
+            self._inside_text = node is not None and node.text
             self._state = _State.SKIP_CONTAINER
             self._depth = 1
             return
         self._frames.append(_Frame(node, None if is_object else 0))
         self._state = _State.KEY if is_object else _State.VALUE
-        self._node = None if is_object else node.children.get("0")
+        self._node = None if is_object else node.element(0)
 
     def _pop(self) -> None:
         if self._frames:
@@ -220,18 +237,19 @@ class JsonScanner:
             self._state = _State.KEY
             return
         frame.index += 1
-        self._node = frame.node.children.get(str(frame.index))
+        self._node = frame.node.element(frame.index)
         self._state = _State.VALUE
 
     def _skip_long_value(self, position: int, byte: int) -> int:
         if self._node is not None:
-            self._node.forget(self.values)
+            self._forget(self._node)
         if byte == _QUOTE:
-            return self._enter_string(position, self._outside)
+            return self._enter_string(position, self._outside, text=self._node is not None and self._node.text)
         self._state = _State.SKIP_SCALAR
         return position
 
-    def _enter_string(self, position: int, then: _State) -> int:
+    def _enter_string(self, position: int, then: _State, *, text: bool = False) -> int:
+        self._text = text
         self._state = _State.SKIP_STRING
         self._then = then
         return position + 1
@@ -246,12 +264,12 @@ class JsonScanner:
             close = _end_of(_STRING_BODY, data, position)
             if close < len(data) and data[close] == _BACKSLASH:
                 self._escaped = True
-                self.text_bytes += len(data) - start
-                return len(data)
-        if close < 0 or close == len(data):
-            self.text_bytes += len(data) - start
-            return len(data)
-        self.text_bytes += close - start
+                close = -1
+        end = len(data) if close < 0 else close
+        if self._text:
+            self._findings.text.add(data[start:end])
+        if end == len(data):
+            return end
         self._state = self._then
         return close + 1
 
@@ -262,19 +280,60 @@ class JsonScanner:
         return position if found is None else found.end()
 
     def _skip_container(self, data: bytes, position: int) -> int:
+        if not self._inside_text:
+            return self._skip_block(data, position)
         quote = data.find(b'"', position)
         end = len(data) if quote < 0 else quote
-        closing = data.count(b"}", position, end) + data.count(b"]", position, end)
+        closed = self._close_brackets(data[position:end])
+        if closed >= 0:
+            return position + closed
+        return end if quote < 0 else self._enter_string(quote, _State.SKIP_CONTAINER, text=True)
+
+    def _skip_block(self, data: bytes, position: int) -> int:
+        """Skip a block of the container without a look at each of its strings.
+
+        Where the block ends inside a string, the state is that of the string.
+        """
+        block = data[position : position + _BLOCK]
+        if b"\\" in block:
+            # What is escaped becomes plain, at the same length; half an escape at the end begins the next block.
+            block = block.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+            if block.endswith(b"\\") and len(block) > 1:
+                block = block[:-1]
+        parts = block.split(b'"')
+        outside = b"".join(parts[::2])
+        closing = outside.count(b"}") + outside.count(b"]")
         if closing < self._depth:
-            opening = data.count(b"{", position, end) + data.count(b"[", position, end)
-            self._depth += opening - closing
+            self._depth += outside.count(b"{") + outside.count(b"[") - closing
         else:
-            for bracket in _BRACKET.finditer(data, position, end):
-                self._depth += 1 if bracket.group() in (b"{", b"[") else -1
-                if self._depth == 0:
-                    self._state = self._outside
-                    return bracket.end()
-        return end if quote < 0 else self._enter_string(quote, _State.SKIP_CONTAINER)
+            before = self._depth
+            if self._close_brackets(outside) >= 0:
+                self._depth = before
+                return position + self._end_in(parts)
+        if len(parts) % 2 == 0:
+            return self._enter_string(position + len(block) - 1, _State.SKIP_CONTAINER)
+        return position + len(block)
+
+    def _end_in(self, parts: list[bytes]) -> int:
+        """Where the container ends in a block that was cut at its quotes, which it does outside of a string."""
+        offset = 0
+        for index, part in enumerate(parts):
+            if index % 2 == 0 and (closed := self._close_brackets(part)) >= 0:
+                return offset + closed
+            offset += len(part) + 1
+        raise AssertionError("the container ends in this block")
+
+    def _close_brackets(self, outside: bytes) -> int:
+        """Count the brackets of bytes outside of strings; where the container ends in them, -1 when it does not."""
+        depth = self._depth
+        for bracket in _BRACKET.finditer(outside):
+            depth += 1 if bracket.group() in (b"{", b"[") else -1
+            if depth == 0:
+                self._depth = 0
+                self._state = self._outside
+                return bracket.end()
+        self._depth = depth
+        return -1
 
 
 def _end_of(pattern: re.Pattern[bytes], data: bytes, position: int) -> int:

@@ -1,54 +1,138 @@
-"""The JSON pointers that are wanted from a body, as a tree that a reader walks beside the document."""
+"""What is wanted from a body, as a tree that a reader walks beside the document."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
 
-Path = tuple[str, ...]
-Scalar = str | int | float | bool
-Values = dict[Path, Scalar]
-"""What was found: null, lists and maps count as not found."""
+from extproc.bodies.findings import MAX_MODEL, Findings, Path, Scalar, count_of
+from extproc.bodies.text import Text
+
+ANY = "*"
+"""A step into every element of an array."""
+MAX_VALUE = 64 * 1024
+"""Characters of a string that an expression may read; a longer one is not found, parsed or scanned."""
 
 
 class PointerTree:
-    """One step of the wanted pointers: `wanted` is the full path when a pointer ends here."""
+    """One step of the wanted pointers, and what is wanted where a pointer ends: any of
 
-    __slots__ = ("children", "wanted")
+    `wanted`: a scalar for expressions; `count`: a token count; `model`: the model's name; `text`: generated text.
+    Build it with `add`, then `fold` once.
+    """
+
+    __slots__ = ("children", "count", "model", "repeated", "text", "wanted")
 
     def __init__(self, paths: Iterable[Path] = ()) -> None:
         self.children: dict[str, PointerTree] = {}
         self.wanted: Path | None = None
+        self.count: str | None = None
+        self.model = False
+        self.text = False
+        self.repeated = False
+        """Stands for many places of a document, so that one of them does not replace another."""
         for path in paths:
-            node = self
-            for token in path:
-                node = node.children.setdefault(token, PointerTree())
-            node.wanted = path
+            self.at(path).wanted = path
 
-    def paths(self) -> list[Path]:
-        """Every pointer at or below this step."""
-        below = [path for child in self.children.values() for path in child.paths()]
-        return below if self.wanted is None else [self.wanted, *below]
+    def at(self, path: Path) -> PointerTree:
+        """The step where `path` ends, made where it is missing."""
+        node = self
+        for token in path:
+            node = node.children.setdefault(token, PointerTree())
+        return node
 
-    def extract(self, document: Any, values: Values) -> None:
-        """Put every wanted scalar of the parsed `document` into `values`; leave the others as they are."""
+    def fold(self) -> None:
+        """Give array indices what is wanted of every element."""
+        general = self.children.get(ANY)
+        if general is not None:
+            general.repeated = True
+            for key, child in self.children.items():
+                if _index(key) is not None:
+                    child._merge(general)
+        for child in self.children.values():
+            child.repeated |= self.repeated
+            child.fold()
+
+    def _merge(self, other: PointerTree) -> None:
+        self.count = self.count or other.count
+        self.model |= other.model
+        self.text |= other.text
+        for key, child in other.children.items():
+            self.children.setdefault(key, PointerTree())._merge(child)
+
+    @property
+    def is_leaf_wanted(self) -> bool:
+        """Whether a scalar here is wanted whole, and not only as text that goes by."""
+        return self.wanted is not None or self.count is not None or self.model
+
+    def element(self, index: int) -> PointerTree | None:
+        """The step into the element `index` of an array."""
+        return self.children.get(str(index)) or self.children.get(ANY)
+
+    def extract(self, document: Any, findings: Findings) -> None:
+        """Put every scalar that is wanted of the parsed `document` into `findings`."""
         if isinstance(document, dict):
+            children = self.children
+            if len(document) < len(children):
+                for key, value in document.items():
+                    if key in children:
+                        children[key].extract(value, findings)
+            else:
+                for key, child in children.items():
+                    if key in document:
+                        child.extract(document[key], findings)
+        elif isinstance(document, list):
+            for child, value in self._elements(document):
+                child.extract(value, findings)
+        elif document is not None and self.is_leaf_wanted:
+            self.take(document, findings)
+
+    def collect(self, document: Any, text: Text) -> None:
+        """Put all generated text of the parsed `document` into `text`."""
+        if self.text and not (isinstance(document, list) and self.children):
+            if document is not None:
+                text.add_value(document)
+        elif isinstance(document, dict):
             for key, child in self.children.items():
                 if key in document:
-                    child.extract(document[key], values)
+                    child.collect(document[key], text)
         elif isinstance(document, list):
-            for key, child in self.children.items():
-                if (index := _index(key)) is not None and index < len(document):
-                    child.extract(document[index], values)
-        elif self.wanted is not None and document is not None:
-            values[self.wanted] = document
+            for child, value in self._elements(document):
+                child.collect(value, text)
 
-    def forget(self, values: Values) -> None:
+    def _elements(self, document: list[Any]) -> Iterator[tuple[PointerTree, Any]]:
+        """The elements of an array that steps lead to."""
+        if ANY in self.children:
+            for index, value in enumerate(document):
+                child = self.element(index)
+                assert child is not None
+                yield child, value
+        else:
+            for key, child in self.children.items():
+                if (number := _index(key)) is not None and number < len(document):
+                    yield child, document[number]
+
+    def take(self, value: Scalar, findings: Findings) -> None:
+        """Put the scalar found here where it belongs."""
+        if self.wanted is not None and not (isinstance(value, str) and len(value) > MAX_VALUE):
+            findings.values[self.wanted] = value
+        if self.count is not None and (count := count_of(value)) is not None:
+            findings.counts[self.count] = count
+        if self.model and value and isinstance(value, str):
+            findings.model = value[:MAX_MODEL]
+
+    def forget(self, findings: Findings) -> None:
         """Remove what was found at or below this step: its value occurs a second time."""
-        for path in self.paths():
-            values.pop(path, None)
+        if self.repeated:
+            return
+        if self.wanted is not None:
+            findings.values.pop(self.wanted, None)
+        if self.count is not None:
+            findings.counts.pop(self.count, None)
+        for child in self.children.values():
+            child.forget(findings)
 
 
 def _index(key: str) -> int | None:

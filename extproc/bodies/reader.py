@@ -1,4 +1,4 @@
-"""What every body reader does, and which one an answer gets."""
+"""What every body reader does, and which one a body gets."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from extproc.bodies.decoders import Decoder, DecodingError, decoder_for
+from extproc.bodies.eventstream_reader import EventStreamReader
+from extproc.bodies.findings import Findings
 from extproc.bodies.json_reader import JsonReader
-from extproc.bodies.pointers import PointerTree, Values, needles
+from extproc.bodies.ndjson_reader import NdjsonReader
 from extproc.bodies.sse_reader import SseReader
+from extproc.bodies.wanted import Wanted
 
 Unread = Literal["too_large", "encoding", "corrupt"]
 """Why a body, or the rest of it, was not read."""
 
+_STREAMS: dict[str, type[SseReader] | type[NdjsonReader] | type[EventStreamReader]] = {
+    "text/event-stream": SseReader,
+    "application/x-ndjson": NdjsonReader,
+    "application/ndjson": NdjsonReader,
+    "application/jsonl": NdjsonReader,
+    "application/vnd.amazon.eventstream": EventStreamReader,
+}
+_SSE_BEGINNINGS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+_HEAD = 64
+"""Bytes that may tell the format; after so many that are blank the content type alone does."""
 
-class BodyReader(Protocol):
-    """Reads one body, fed in any pieces. Never raises for what the bytes are."""
 
-    @property
-    def values(self) -> Values:
-        """What was found so far."""
-
-    @property
-    def text_bytes(self) -> int:
-        """Bytes of generated text that went by; complete after `close`."""
+class Format(Protocol):
+    """Reads a body that is not encoded, fed in any pieces. Never raises for what the bytes are."""
 
     @property
     def unread(self) -> Unread | None:
@@ -33,11 +40,25 @@ class BodyReader(Protocol):
     def complete(self) -> bool:
         """Whether, after `close`, what came was a whole document and not the beginning of one."""
 
+    @property
+    def mid_event(self) -> bool:
+        """Whether, after `close`, the body turned out to stop inside of what a server writes whole."""
+
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
 
     def close(self) -> None:
         """The body is over, complete or not. Called once."""
+
+
+class BodyReader(Format, Protocol):
+    """Reads a body into `findings`."""
+
+    findings: Findings
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the body is a stream of events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,47 +71,110 @@ class BodyLimits:
 
 
 class ReaderFactory:
-    """Makes readers for one set of wanted pointers; made once per configuration."""
+    """Makes readers; made once per configuration."""
 
-    __slots__ = ("_count_text", "_limits", "_needles", "_tree")
+    __slots__ = ("_limits", "_wanted")
 
-    def __init__(self, paths: frozenset[tuple[str, ...]], limits: BodyLimits, *, count_text: bool) -> None:
-        self._tree = PointerTree(paths)
-        self._needles = needles(paths)
+    def __init__(self, wanted: Wanted, limits: BodyLimits) -> None:
+        self._wanted = wanted
         self._limits = limits
-        self._count_text = count_text
 
     def open(self, content_type: str, content_encoding: str) -> BodyReader:
-        """A reader for an answer with these headers (lower case not needed; empty when absent)."""
-        reader: BodyReader
-        if "text/event-stream" in content_type.lower():
-            reader = SseReader(self._tree, self._needles, self._limits.sse_event, count_text=self._count_text)
-        else:
-            reader = JsonReader(self._tree, self._limits.json_buffer)
+        """A reader for a body with these headers (lower case not needed; empty when absent)."""
+        findings = Findings(self._wanted.keep_text)
+        body = Body(self._wanted, self._limits, findings, content_type.partition(";")[0].strip().lower())
         if not content_encoding:
-            return reader
+            return body
         decoder = decoder_for(content_encoding, self._limits.decoded)
-        return Unreadable() if decoder is None else DecodingReader(decoder, reader)
+        return Unreadable() if decoder is None else DecodingReader(decoder, body)
 
 
-class Unreadable:
-    """Reads nothing: the encoding is not known."""
+class Body:
+    """Chooses the format by the content type, and by the first bytes where those say otherwise."""
 
-    __slots__ = ("text_bytes", "unread", "values")
+    __slots__ = ("_content_type", "_format", "_head", "_limits", "_wanted", "findings")
 
-    def __init__(self) -> None:
-        self.values: Values = {}
-        self.text_bytes = 0
-        self.unread: Unread | None = "encoding"
+    def __init__(self, wanted: Wanted, limits: BodyLimits, findings: Findings, content_type: str) -> None:
+        self.findings = findings
+        self._wanted = wanted
+        self._limits = limits
+        self._content_type = content_type
+        self._head = b""
+        self._format: Format | None = None
+
+    @property
+    def unread(self) -> Unread | None:
+        return None if self._format is None else self._format.unread
 
     @property
     def complete(self) -> bool:
-        """Nobody can tell."""
-        return False
+        return self._format is not None and self._format.complete
+
+    @property
+    def mid_event(self) -> bool:
+        return self._format is not None and self._format.mid_event
+
+    @property
+    def streaming(self) -> bool:
+        return self._format is not None and not isinstance(self._format, JsonReader)
 
     def feed(self, data: bytes) -> None:
-        """Count the bytes: compressed text is all that is known of the answer's size."""
-        self.text_bytes += len(data)
+        self.findings.body_size += len(data)
+        if self._format is None:
+            self._head += data
+            if _undecided(self._head):
+                return
+            data = self._choose()
+        assert self._format is not None
+        self._format.feed(data)
+
+    def close(self) -> None:
+        if self._format is None and self._head:
+            head = self._choose()
+            assert self._format is not None
+            self._format.feed(head)
+        if self._format is not None:
+            self._format.close()
+
+    def _choose(self) -> bytes:
+        """Decide for a format; what it is to be fed first."""
+        head, self._head = self._head, b""
+        beginning = head[:_HEAD].lstrip(_BLANK)
+        stream = _STREAMS.get(self._content_type)
+        if stream in (SseReader, EventStreamReader) and beginning.startswith((b"{", b"[")):
+            stream = None
+        elif stream is None and beginning.startswith(_SSE_BEGINNINGS):
+            stream = SseReader
+        if stream is None:
+            self._format = JsonReader(self._wanted, self.findings, self._limits.json_buffer)
+        else:
+            self._format = stream(self._wanted, self.findings, self._limits.sse_event)
+        return head
+
+
+def _undecided(head: bytes) -> bool:
+    """Whether more bytes could still tell another format."""
+    beginning = head[:_HEAD].lstrip(_BLANK)
+    if len(head) >= _HEAD:
+        return False
+    return not beginning or any(known.startswith(beginning) and known != beginning for known in _SSE_BEGINNINGS)
+
+
+class Unreadable:
+    """Reads nothing: the encoding is not known. Compressed bytes are all that is known of the answer's size."""
+
+    __slots__ = ("findings",)
+
+    complete = False
+    mid_event = False
+    streaming = False
+    unread: Unread | None = "encoding"
+
+    def __init__(self) -> None:
+        self.findings = Findings()
+
+    def feed(self, data: bytes) -> None:
+        self.findings.body_size += len(data)
 
     def close(self) -> None:
         """Nothing to finish."""
@@ -99,24 +183,25 @@ class Unreadable:
 class DecodingReader:
     """Decodes on the way to another reader."""
 
-    __slots__ = ("_decoder", "_reader", "_unread")
+    __slots__ = ("_decoder", "_reader", "_unread", "findings")
 
     def __init__(self, decoder: Decoder, reader: BodyReader) -> None:
+        self.findings = reader.findings
         self._decoder: Decoder | None = decoder
         self._reader = reader
         self._unread: Unread | None = None
 
     @property
-    def values(self) -> Values:
-        return self._reader.values
-
-    @property
-    def text_bytes(self) -> int:
-        return self._reader.text_bytes
-
-    @property
     def complete(self) -> bool:
         return self._unread is None and self._reader.complete
+
+    @property
+    def mid_event(self) -> bool:
+        return self._reader.mid_event
+
+    @property
+    def streaming(self) -> bool:
+        return self._reader.streaming
 
     @property
     def unread(self) -> Unread | None:

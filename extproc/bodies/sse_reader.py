@@ -1,19 +1,17 @@
-"""Reading server-sent events (WHATWG HTML, section 9.2) for a few JSON values.
+"""Reading server-sent events (WHATWG HTML, section 9.2).
 
-Events are looked at only when they contain a key that is wanted; the others cost a search. Of each pointer the
-last value that is not null counts, wherever it is in the stream: usage in every frame, in the last, or before
-some more frames are all the same. Two liberties, because real streams take them: an event whose joined data is
-no JSON has each `data:` line tried on its own, and an event without its final blank line counts.
+Usage in every frame, in the last, or before some more frames are all the same: the last value counts. Two liberties,
+because real streams take them: an event whose joined data is no JSON has each `data:` line tried on its own, and an
+event without its final blank line counts.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import orjson
-
-from extproc.bodies.content import text_size_of_bytes
-from extproc.bodies.pointers import PointerTree, Values
+from extproc.bodies.events import EventSink
+from extproc.bodies.findings import Findings
+from extproc.bodies.wanted import Wanted
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -21,28 +19,14 @@ _BOM = b"\xef\xbb\xbf"
 class SseReader:
     """Holds at most one unfinished event of `limit` bytes; lines longer than that are not read."""
 
-    __slots__ = (
-        "_buffer",
-        "_carriage_return",
-        "_count_text",
-        "_limit",
-        "_needles",
-        "_skipping",
-        "_start",
-        "_tree",
-        "text_bytes",
-        "unread",
-        "values",
-    )
+    __slots__ = ("_buffer", "_carriage_return", "_limit", "_sink", "_skipping", "_start", "mid_event", "unread")
 
-    def __init__(self, tree: PointerTree, needles: tuple[bytes, ...], limit: int, *, count_text: bool) -> None:
-        self.values: Values = {}
-        self.text_bytes = 0
+    def __init__(self, wanted: Wanted, findings: Findings, limit: int) -> None:
         self.unread: Literal["too_large"] | None = None
-        self._tree = tree
-        self._needles = needles
+        self.mid_event = False
+        """After `close`: the stream ended inside a line."""
+        self._sink = EventSink(wanted, findings)
         self._limit = limit
-        self._count_text = count_text
         self._buffer = bytearray()
         self._carriage_return = False
         self._skipping = False
@@ -77,6 +61,7 @@ class SseReader:
         """Read an event that lacks its blank line."""
         rest = bytes(self._buffer)
         self._buffer.clear()
+        self.mid_event = self._skipping or bool(rest and not rest.endswith((b"\n", b"\r")) and b"[DONE]" not in rest)
         if rest:
             self._read(rest)
 
@@ -93,39 +78,17 @@ class SseReader:
         if self._start:
             self._start = False
             events = events.removeprefix(_BOM)
-        if self._count_text:
-            self.text_bytes += text_size_of_bytes(events)
-        if not self._may_matter(events):
+        if not self._sink.scan(events):
             return
         data: list[bytes] = []
         for line in events.splitlines():
             if line.startswith(b"data:"):
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif not line and data:
-                self._dispatch(data)
+                self._sink.parse(*data)
                 data = []
         if data:
-            self._dispatch(data)
-
-    def _may_matter(self, data: bytes) -> bool:
-        return any(needle in data for needle in self._needles)
-
-    def _dispatch(self, data: list[bytes]) -> None:
-        if self._take(b"\n".join(data)) or len(data) == 1:
-            return
-        for line in data:
-            self._take(line)
-
-    def _take(self, text: bytes) -> bool:
-        """Take what is wanted from one JSON text; False when it is no JSON."""
-        if not self._may_matter(text):
-            return True
-        try:
-            document = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            return False
-        self._tree.extract(document, self.values)
-        return True
+            self._sink.parse(*data)
 
     def _read_lines(self) -> None:
         """The unfinished event is too large: read its complete lines one by one, and skip a line that is."""

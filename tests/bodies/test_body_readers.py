@@ -13,26 +13,39 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from extproc.bodies.json_reader import JsonReader
+from extproc.bodies.findings import Findings, Values
 from extproc.bodies.json_scanner import JsonScanner
-from extproc.bodies.pointers import PointerTree, Values
-from extproc.bodies.reader import BodyLimits, ReaderFactory
+from extproc.bodies.reader import BodyLimits, BodyReader, ReaderFactory
+from extproc.bodies.wanted import Wanted
+from extproc.usage.dialects import DIALECTS
 
 TOTAL = ("usage", "total_tokens")
 PATHS = frozenset({TOTAL, ("model",), ("choices", "0", "finish_reason"), ("list", "2")})
 
 
+WANTED = Wanted(PATHS, [dialect.shape for dialect in DIALECTS.values()], keep_text=1 << 20)
+
+
 def read(
-    pieces: Iterator[bytes] | list[bytes],
-    content_type: str = "",
-    paths: frozenset[tuple[str, ...]] = PATHS,
-    **limits: int,
+    pieces: Iterator[bytes] | list[bytes], content_type: str = "", wanted: Wanted = WANTED, **limits: int
 ) -> Values:
-    reader = ReaderFactory(paths, BodyLimits(**limits), count_text=True).open(content_type, "")
+    return read_all(pieces, content_type, wanted, **limits).findings.values
+
+
+def read_all(
+    pieces: Iterator[bytes] | list[bytes], content_type: str = "", wanted: Wanted = WANTED, **limits: int
+) -> BodyReader:
+    reader = ReaderFactory(wanted, BodyLimits(**limits)).open(content_type, "")
     for piece in pieces:
         reader.feed(piece)
     reader.close()
-    return reader.values
+    return reader
+
+
+def found_in(reader: BodyReader) -> tuple[object, ...]:
+    """All that was found, for comparison."""
+    found = reader.findings
+    return found.values, found.counts, found.model, found.shape, found.text.size, found.text.decoded()
 
 
 def split_at(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -119,7 +132,7 @@ def test_split_usage_of_two_events_is_found_by_two_pointers() -> None:
         b'data: {"type":"message_start","message":{"usage":{"input_tokens":25,"output_tokens":1}}}\n\n'
         b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":15}}\n\n'
     )
-    values = read([stream], "text/event-stream", paths)
+    values = read([stream], "text/event-stream", Wanted(paths))
     assert values == {("message", "usage", "input_tokens"): 25, ("usage", "output_tokens"): 15}
 
 
@@ -144,14 +157,13 @@ json_values = st.recursive(
 def test_scanner_agrees_with_a_parser(document: Any, cuts: list[int], ascii_only: bool, spaced: bool) -> None:
     """S0.6: for any JSON and any split, scanning finds what parsing finds."""
     text = json.dumps(document, ensure_ascii=ascii_only, indent=1 if spaced else None).encode("utf-8", "surrogatepass")
-    expected: Values = {}
-    PointerTree(PATHS).extract(json.loads(text), expected)
-    found: Values = {}
-    scanner = JsonScanner(PointerTree(PATHS), found)
+    expected, found = Findings(), Findings()
+    WANTED.document.extract(json.loads(text), expected)
+    scanner = JsonScanner(WANTED.document, found)
     for piece in split_at(text, cuts):
         scanner.feed(piece)
     scanner.close()
-    assert found == expected
+    assert (found.values, found.counts, found.model) == (expected.values, expected.counts, expected.model)
 
 
 @given(
@@ -162,8 +174,8 @@ def test_no_bytes_raise_and_no_split_changes_the_answer(body: bytes, cuts: list[
     """S0.6 for bytes that are not JSON and not SSE."""
     for content_type in ("application/json", "text/event-stream"):
         for buffer in (1, 1 << 20):
-            whole = read([body], content_type, json_buffer=buffer)
-            assert read(split_at(body, cuts), content_type, json_buffer=buffer) == whole
+            whole = found_in(read_all([body], content_type, json_buffer=buffer))
+            assert found_in(read_all(split_at(body, cuts), content_type, json_buffer=buffer)) == whole
 
 
 events = st.lists(
@@ -216,7 +228,7 @@ def test_scanned_json_shapes(text: str, expected: Values) -> None:
 def test_memory_does_not_grow_with_the_body(content_type: str) -> None:
     """S0.D12: a 50 MB answer is read with less than 2 MB held."""
     filler = b"x" * 65_536
-    reader = ReaderFactory(PATHS, BodyLimits(), count_text=True).open(content_type, "")
+    reader = ReaderFactory(WANTED, BodyLimits()).open(content_type, "")
     reader.feed(b'data: {"c":"' if "event" in content_type else b'{"c":"')
     tracemalloc.start()
     for _ in range(800):
@@ -226,7 +238,7 @@ def test_memory_does_not_grow_with_the_body(content_type: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * 1024 * 1024
-    assert reader.values[TOTAL] == (24 if "event" in content_type else 9)
+    assert reader.findings.values[TOTAL] == (24 if "event" in content_type else 9)
     assert reader.unread == ("too_large" if "event" in content_type else None)
 
 
@@ -239,20 +251,28 @@ def test_a_frame_without_usage_is_not_parsed(monkeypatch: pytest.MonkeyPatch) ->
         parsed.append(data)
         return parse(data)
 
-    monkeypatch.setattr("extproc.bodies.sse_reader.orjson.loads", loads)
-    frames = [frame + b"\n\n" for frame in FRAMES]
-    assert read(frames, "text/event-stream", frozenset({TOTAL})) == {TOTAL: 4}
-    assert len(parsed) == 1
+    monkeypatch.setattr("extproc.bodies.events.orjson.loads", loads)
+    frames = [b'data: {"model":"m","choices":[]}\n\n', *[FRAMES[0] + b"\n\n"] * 100, *(f + b"\n\n" for f in FRAMES)]
+    assert read(frames, "text/event-stream", Wanted(frozenset({TOTAL}), [DIALECTS["openai"].shape])) == {TOTAL: 4}
+    assert len(parsed) == 2, "the first for the model, and the one with the usage"
 
 
-def test_text_is_counted_for_estimates() -> None:
-    """S0.D5: bytes of generated text, not of JSON."""
-    reader = ReaderFactory(PATHS, BodyLimits(), count_text=True).open("text/event-stream", "")
-    for frame in FRAMES:
-        reader.feed(frame + b"\n\n")
-    reader.close()
-    assert reader.text_bytes == len("To bé".encode()) + len(" or not")
-    whole = JsonReader(PointerTree(PATHS), 65_536)
-    whole.feed(b'{"choices":[{"message":{"content":"four","tool_calls":[{"arguments":"{}"}]}}],"id":"zzz"}')
-    whole.close()
-    assert whole.text_bytes == 6
+def test_text_is_kept_for_estimates() -> None:
+    """S0.D5: generated text, not JSON; of a stream, of a document that is parsed and of one that is scanned."""
+    stream = read_all([frame + b"\n\n" for frame in FRAMES], "text/event-stream")
+    assert stream.findings.text.decoded() == "To bé or not"
+    body = (
+        b'{"choices":[{"message":{"content":"f\\u00f6ur","tool_calls":[{"function":{"arguments":"{}"}}]}}],"id":"zz"}'
+    )
+    for buffer in (1, 1 << 20):
+        assert read_all([body], json_buffer=buffer).findings.text.decoded() == "föur{}"
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/event-stream", "application/x-ndjson", ""])
+def test_the_bytes_tell_the_format_where_the_content_type_does_not(content_type: str) -> None:
+    """A stream that is called JSON, and a document that is called a stream, are read as what they are."""
+    for body, expected in ((F2B, 4), (F1, 24), (F1 + b"\n" + F1, 24)):
+        if content_type == "application/x-ndjson" and body is F2B:
+            continue
+        for cut in range(0, len(body), 7):
+            assert read([body[:cut], body[cut:]], content_type).get(TOTAL) == expected

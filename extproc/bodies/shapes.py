@@ -1,0 +1,30 @@
+"""How the answers of one family of models look, as far as a reader must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Pointers are RFC 6901 with `*` for every element of an array, and hold for documents and stream events alike.
+
+    An array of documents is read as the documents that it holds.
+    """
+
+    name: str
+    opening: bytes
+    """A regular expression found in the first event of a stream, or in the first 4 KiB of a document, of this family
+    and of no family that is asked before it."""
+    needles: tuple[bytes, ...]
+    """An event with token counts contains one of these; the others are not parsed."""
+    counts: tuple[str, ...]
+    models: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    """Generated text in a document: strings, or values whose JSON counts (tool call arguments)."""
+    event_keys: tuple[str, ...] = ()
+    """Keys of strings that hold generated text in an event, wherever they are in it."""
+    event_objects: tuple[str, ...] = ()
+    """Pointers to generated text in events that no key alone tells, or that is no string."""
+    object_needles: tuple[bytes, ...] = ()
+    """An event with `event_objects` contains one of these."""

@@ -1,0 +1,95 @@
+"""What readers look for in the bodies of one action set; made once per configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from extproc.bodies.findings import Path
+from extproc.bodies.pointers import ANY, PointerTree, needles
+from extproc.bodies.shapes import Shape
+
+HEAD = 4096
+"""Bytes of a document that tell its shape."""
+
+FindAll = Callable[[bytes], list[bytes]]
+
+
+class Events:
+    """How the events of a stream are read: which are parsed, for what, and where their text is."""
+
+    __slots__ = ("find_text", "needles", "object_needles", "tree")
+
+    def __init__(self, pointers: Iterable[Path], shapes: Sequence[Shape], *, count_text: bool) -> None:
+        self.tree = PointerTree(pointers)
+        for shape in shapes:
+            _add_counts(self.tree, shape)
+        # Of several shapes one's objects may hold the strings of another.
+        objects = shapes if count_text and len(shapes) == 1 else ()
+        _add_text(self.tree, (path for shape in objects for path in shape.event_objects))
+        self.tree.fold()
+        known = {needle for shape in shapes for needle in shape.needles}
+        extra = {needle for needle in needles(pointers) if not any(part in needle for part in known)}
+        self.needles = tuple(sorted(known | extra))
+        self.object_needles = tuple(each for shape in objects for each in shape.object_needles)
+        keys = sorted({key for shape in shapes for key in shape.event_keys})
+        self.find_text: FindAll | None = _strings_at(keys).findall if keys and count_text else None
+
+
+class Wanted:
+    """`pointers` of expressions, and the usage and text of `shapes`, of which at most `keep_text` bytes are kept."""
+
+    __slots__ = ("_by_shape", "_openings", "any_shape", "document", "keep_text")
+
+    def __init__(
+        self, pointers: frozenset[Path], shapes: Sequence[Shape] = (), *, keep_text: int = 0, count_text: bool = True
+    ) -> None:
+        self.keep_text = keep_text
+        self.document = PointerTree(pointers)
+        for shape in shapes:
+            _add_counts(self.document, shape)
+            if count_text:
+                _add_text(self.document, shape.text)
+        self.document.fold()
+        self.any_shape = Events(pointers, shapes, count_text=count_text)
+        self._by_shape = {shape.name: Events(pointers, (shape,), count_text=count_text) for shape in shapes}
+        self._openings = [(re.compile(shape.opening).search, shape.name) for shape in shapes]
+
+    def recognise(self, beginning: bytes) -> str:
+        """The name of the shape that begins like this, "" for none."""
+        return next((name for search, name in self._openings if search(beginning)), "")
+
+    def events_of(self, shape: str) -> Events:
+        """How streams of a recognised shape are read."""
+        return self._by_shape.get(shape, self.any_shape)
+
+
+def _add_counts(tree: PointerTree, shape: Shape) -> None:
+    for pointer in shape.counts:
+        for path in _places(pointer):
+            tree.at(path).count = pointer
+    for pointer in shape.models:
+        for path in _places(pointer):
+            tree.at(path).model = True
+
+
+def _add_text(tree: PointerTree, pointers: Iterable[str]) -> None:
+    for pointer in pointers:
+        for path in _places(pointer):
+            tree.at(path).text = True
+
+
+def _places(pointer: str) -> tuple[Path, Path]:
+    """Where a pointer leads in a document, and in an array of documents."""
+    path = tuple(pointer.split("/")[1:])
+    return path, (ANY, *path)
+
+
+def _strings_at(keys: Iterable[str]) -> re.Pattern[bytes]:
+    """Matches the contents of strings at `keys`; quotes in JSON strings are escaped, so nothing else can match.
+
+    The same string again, a few members later in the same line, is another name for it and does not count.
+    """
+    key = rb'"(?:' + "|".join(map(re.escape, keys)).encode() + rb')"[ \t]*+:[ \t]*+"'
+    again = rb'(?:(?:[^"\r\n]*+"[^"\r\n]*+"){0,4}?[^"\r\n]*+' + key + rb'\1")?+'
+    return re.compile(key + rb'([^"\\\r\n]*+(?:\\.[^"\\\r\n]*+)*+)"' + again)
