@@ -1,4 +1,4 @@
-"""An OpenAI-compatible model that answers what it is told to, for tests, demonstrations and benchmarks."""
+"""A model that answers what it is told to, as any of many providers would, for tests, demonstrations and benchmarks."""
 
 from extproc.simulator.cli import add_arguments, run
 from extproc.simulator.options import Options

@@ -6,6 +6,6 @@ import sys
 from extproc.simulator.cli import add_arguments, run
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="extproc simulator", description="A simulated OpenAI-compatible model.")
+    parser = argparse.ArgumentParser(prog="extproc simulator", description="A simulated model, of any provider.")
     add_arguments(parser)
     sys.exit(run(parser.parse_args()))

@@ -15,7 +15,8 @@ from typing import cast
 import httptools
 
 from extproc.simulator.answers import Answer, Wire, answer
-from extproc.simulator.contents import failure
+from extproc.simulator.contents import fixed
+from extproc.simulator.dialects.openai import failure
 from extproc.simulator.options import HEADER_PREFIX, Options
 from extproc.simulator.service import Header, Request, Service
 
@@ -198,7 +199,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         """Nothing can be read after this request: answer and close, unless an answer is under way."""
         if self._answer is None and not self._transport.is_closing():
-            refusal = answer(failure(status, message), Options(), Wire(keep_alive=False), status)
+            refusal = answer(fixed(failure(status, message)), Options(), Wire(keep_alive=False), status)
             self._transport.write(b"".join(refusal.writes()))
         self._transport.close()
 

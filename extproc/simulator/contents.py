@@ -1,17 +1,22 @@
-"""The bodies of the simulated endpoints, as frames: a JSON answer is one frame, or many when it is large."""
+"""Bodies as frames, whatever they say: a JSON document is one frame, or many when it is large, a stream is many.
+
+What is generated stands in a document as `TEXT`, and is put in when the rest is encoded, so that neither a large text
+nor a million frames are ever held at once. All text between these functions is escaped: as it stands between the
+quotes of a JSON string.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from extproc.simulator.options import MAX_FRAME_SIZE, OptionError, Options
 
-Kind = Literal["chat", "text", "embeddings"]
 Frames = Callable[[], Iterator[bytes]]
 
 JSON = "application/json"
@@ -19,10 +24,14 @@ SSE = "text/event-stream"
 BLOCK = 64 * 1024
 _PADDING_CHARACTER = b"x"
 _PADDING = _PADDING_CHARACTER * BLOCK
-_CREATED = 1_700_000_000
-_MARK = "\x00"
-"""Stands for the content until the rest of a document is encoded; nothing that a client sends comes after it."""
-_ENCODED_MARK = b"\\u0000"
+_PROBE = _PADDING[:300]
+HOLE = b"\x00"
+"""Stands for what is filled in. Encoded JSON never has this byte, whatever clients send."""
+TEXT = orjson.Fragment(b'"' + HOLE + b'"')
+"""A string in a document, to be filled."""
+ITEMS = orjson.Fragment(b"[" + HOLE + b"]")
+"""A list in a document, to be filled."""
+_STAMP_SIZE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,78 +44,122 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """What a client asked of the model."""
+class Script:
+    """A stream of one dialect, as frames; each is one write.
 
-    kind: Kind
-    model: str
-    stream: bool = False
-    include_usage: bool = False
+    `piece`: (text, completion tokens so far, beginning at 1) -> the frames of one piece of text, as many for each.
+    `closing`: the whole text -> the last frames; it is asked with "" unless the dialect `repeats` the text there.
+    `counting`: a piece depends on the tokens so far, beyond being the first or not.
+    """
 
-    def content(self, options: Options) -> Content:
-        """Raises OptionError where `size` or `text` would make a frame that is too large."""
-        if self.stream and self.kind != "embeddings":
-            return _stream(self, options)
-        return _document(self, options)
+    piece: Callable[[bytes, int], Sequence[bytes]]
+    closing: Callable[[bytes], Sequence[bytes]]
+    opening: Sequence[bytes] = ()
+    counting: bool = False
+    repeats: bool = False
 
 
-def fixed(document: Any) -> Content:
+def fixed(answer: Any) -> Content:
     """A JSON document as it is."""
-    body = orjson.dumps(document)
+    body = orjson.dumps(answer)
     return Content(JSON, lambda: iter((body,)))
 
 
-def failure(status: int, message: str) -> Content:
-    """An error in OpenAI's shape."""
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
-        status, "server_error" if status >= 500 else "invalid_request_error"
-    )
-    return fixed({"error": {"message": message, "type": kind, "param": None, "code": str(status)}})
+def encoded(event: Any, options: Options) -> bytes:
+    """One JSON text of a stream."""
+    return orjson.dumps(event) + (b"{" if options.invalid else b"")
 
 
-def _usage(completion: Completion, options: Options, completed: int | None = None) -> dict[str, int]:
-    """`completed`: completion tokens so far, in a stream that counts up."""
-    if completion.kind == "embeddings":
-        total = options.prompt_tokens if options.total_tokens is None else options.total_tokens
-        return {"prompt_tokens": options.prompt_tokens, "total_tokens": total}
-    if completed is None:
-        completed, total = options.completion_tokens, options.total
-    else:
-        total = options.prompt_tokens + completed
-    return {"prompt_tokens": options.prompt_tokens, "completion_tokens": completed, "total_tokens": total}
+def quoted(text: bytes) -> orjson.Fragment:
+    """Escaped text as a value in a document."""
+    return orjson.Fragment(b'"%b"' % text)
 
 
-def _document(completion: Completion, options: Options) -> Content:
-    document: dict[str, Any] = {"model": completion.model}
-    if completion.kind == "chat":
-        message = {"role": "assistant", "content": _MARK}
-        document |= {"id": "chatcmpl-sim", "object": "chat.completion", "created": _CREATED}
-        document["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    elif completion.kind == "text":
-        document |= {"id": "cmpl-sim", "object": "text_completion", "created": _CREATED}
-        document["choices"] = [{"index": 0, "text": _MARK, "finish_reason": "stop"}]
-    else:
-        document["object"] = "list"
-        document["data"] = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5, 0.125]}]
-        document["padding"] = _MARK
-    if options.usage == "null":
-        document["usage"] = None
-    elif options.usage != "none":
-        document["usage"] = _usage(completion, options)
-    before, _, after = orjson.dumps(document).rpartition(_ENCODED_MARK)
-    if completion.kind != "embeddings":
-        before += _whole_text(options)
-    if options.invalid:
-        after = after[:-1]
+def document(answer: Any, options: Options) -> Content:
+    """A JSON document that has one `TEXT`; raises OptionError where `text` is too large."""
+    before, after = _parts(answer, options)
+    text = _escaped(options.text)
+    if len(text) * options.frames > MAX_FRAME_SIZE:
+        raise OptionError(f"text: more than {MAX_FRAME_SIZE} bytes, use size instead")
+    before += text * options.frames
     padding = max(0, options.size - len(before) - len(after))
     return Content(JSON, lambda: _padded(before, padding, after))
 
 
-def _whole_text(options: Options) -> bytes:
-    text = _escaped(options.text)
-    if len(text) * options.frames > MAX_FRAME_SIZE:
-        raise OptionError(f"text: more than {MAX_FRAME_SIZE} bytes, use size instead")
-    return text * options.frames
+def listing(answer: Any, options: Options, items: Frames) -> Content:
+    """A JSON document that has `ITEMS` and, behind them, a `TEXT` that takes the padding; items are made as they go."""
+    before, middle, after = _parts(answer, options)
+    padding = 0
+    if options.size:
+        known = len(before) + len(middle) + len(after) + _length(_separated(items()))
+        padding = max(0, options.size - known)
+
+    def frames() -> Iterator[bytes]:
+        held, size = [before], len(before)
+        for part in _separated(items()):
+            held.append(part)
+            size += len(part)
+            if size >= BLOCK:
+                yield b"".join(held)
+                held, size = [], 0
+        yield from _padded(b"".join((*held, middle)), padding, after)
+
+    return Content(JSON, frames)
+
+
+def streamed(content_type: str, script: Script, options: Options) -> Content:
+    """Raises OptionError where `size` or `text` would make a frame that is too large."""
+    count, text = options.frames, _escaped(options.text)
+    padding = _stream_padding(script, options, text)
+    each, rest = divmod(padding, count) if count else (0, 0)
+    if each + _length(script.piece(text, 1)) > MAX_FRAME_SIZE:
+        raise OptionError(f"size: more than {MAX_FRAME_SIZE} bytes a frame, ask for more frames")
+    other = text + _PADDING_CHARACTER * each
+    first = other + _PADDING_CHARACTER * rest
+
+    def frames() -> Iterator[bytes]:
+        yield from script.opening
+        whole = first + other * (count - 1) if script.repeats and count else b""
+        if options.stamp:
+            said = []
+            for completed in range(1, count + 1):
+                stamp = b"%d" % time.monotonic_ns()
+                yield from script.piece(stamp, completed)
+                if script.repeats:
+                    said.append(stamp)
+            whole = b"".join(said)
+        elif script.counting:
+            for completed in range(1, count + 1):
+                yield from script.piece(first if completed == 1 else other, completed)
+        elif count:
+            yield from script.piece(first, 1)
+            again = script.piece(other, 2)
+            yield from itertools.islice(itertools.cycle(again), len(again) * (count - 1))
+        yield from script.closing(whole)
+
+    return Content(content_type, frames, streamed=True)
+
+
+def _stream_padding(script: Script, options: Options, text: bytes) -> int:
+    """Bytes of padding, in all frames together, that make the body `size` long."""
+    count = options.frames
+    if script.repeats and max(len(text), options.stamp * _STAMP_SIZE) * count + options.size > MAX_FRAME_SIZE:
+        raise OptionError(f"text, size: more than {MAX_FRAME_SIZE} bytes, and this dialect repeats them in a frame")
+    if not options.size or not count:
+        return 0
+    piece, closing = _length(script.piece(text, 1)), script.closing(text * count if script.repeats else b"")
+    missing = options.size - _length(script.opening) - piece * count - _length(closing)
+    grown = _length(script.piece(text + _PROBE, 1)) - piece
+    if script.repeats:
+        grown += _length(script.closing(_PROBE)) - _length(script.closing(b""))
+    return max(0, missing) * len(_PROBE) // grown
+
+
+def _parts(answer: Any, options: Options) -> list[bytes]:
+    parts = orjson.dumps(answer).split(HOLE)
+    if options.invalid:
+        parts[-1] = parts[-1][:-1]
+    return parts
 
 
 def _padded(before: bytes, padding: int, after: bytes) -> Iterator[bytes]:
@@ -120,83 +173,15 @@ def _padded(before: bytes, padding: int, after: bytes) -> Iterator[bytes]:
     yield _PADDING[:rest] + after
 
 
-def _stream(completion: Completion, options: Options) -> Content:
-    chunk = _chunk_template(completion, options)
-    done = b"data: [DONE]\n\n"
-    with_usage = options.usage in ("last", "every") or (options.usage == "auto" and completion.include_usage)
-    tail = [chunk(b"", options.completion_tokens, finish=True)]
-    if with_usage:
-        tail.append(_usage_frame(completion, options))
-    tail.append(done)
-
-    plain = chunk(_escaped(options.text), 1)
-    padding = max(0, options.size - len(plain) * options.frames - sum(map(len, tail)))
-    each, rest = divmod(padding, options.frames) if options.frames else (0, 0)
-    if each + len(plain) > MAX_FRAME_SIZE:
-        raise OptionError(f"size: more than {MAX_FRAME_SIZE} bytes a frame, ask for more frames")
-
-    text = _escaped(options.text) + _PADDING_CHARACTER * each
-    first, other = chunk(text + _PADDING_CHARACTER * rest, 1), chunk(text, 1)
-
-    def frames() -> Iterator[bytes]:
-        for completed in range(1, options.frames + 1):
-            if options.stamp:
-                yield chunk(b"%d" % time.monotonic_ns(), completed)
-            elif options.usage == "every":
-                yield chunk(text, completed)
-            else:
-                yield first if completed == 1 else other
-        yield from tail
-
-    return Content(SSE, frames, streamed=True)
+def _separated(items: Iterator[bytes]) -> Iterator[bytes]:
+    yield next(items, b"")
+    for item in items:
+        yield b"," + item
 
 
-def _chunk_template(completion: Completion, options: Options) -> Callable[..., bytes]:
-    """A function (escaped text, completion tokens so far, finish) -> one `data:` event."""
-    nulls = options.usage in ("last", "null") or (options.usage == "auto" and completion.include_usage)
-    end = b"\n\n" if not options.invalid else b"{\n\n"
-
-    def encoded(finish: bool) -> tuple[bytes, bytes]:
-        document = _chunk_head(completion)
-        reason = "stop" if finish else None
-        if completion.kind == "chat":
-            choice: dict[str, Any] = {"index": 0, "delta": {"content": _MARK}, "finish_reason": reason}
-        else:
-            choice = {"index": 0, "text": _MARK, "finish_reason": reason}
-        document["choices"] = [choice]
-        if nulls:
-            document["usage"] = None
-        before, _, after = orjson.dumps(document).rpartition(_ENCODED_MARK)
-        return b"data: " + before, after
-
-    templates = {finish: encoded(finish) for finish in (False, True)}
-
-    def chunk(text: bytes, completed: int, finish: bool = False) -> bytes:
-        before, after = templates[finish]
-        if options.usage == "every":
-            after = after[:-1] + b',"usage":' + orjson.dumps(_usage(completion, options, completed)) + b"}"
-        return before + text + after + end
-
-    return chunk
-
-
-def _usage_frame(completion: Completion, options: Options) -> bytes:
-    document = _chunk_head(completion)
-    document["choices"] = []
-    document["usage"] = _usage(completion, options)
-    return b"data: " + orjson.dumps(document) + (b"{\n\n" if options.invalid else b"\n\n")
-
-
-def _chunk_head(completion: Completion) -> dict[str, Any]:
-    chat = completion.kind == "chat"
-    return {
-        "id": "chatcmpl-sim" if chat else "cmpl-sim",
-        "object": "chat.completion.chunk" if chat else "text_completion",
-        "created": _CREATED,
-        "model": completion.model,
-    }
+def _length(pieces: Iterable[bytes]) -> int:
+    return sum(map(len, pieces))
 
 
 def _escaped(text: str) -> bytes:
-    """`text` as it stands between the quotes of a JSON string."""
     return orjson.dumps(text)[1:-1]

@@ -1,16 +1,38 @@
 """What the simulated model can be told.
 
+It answers as the path asks, in JSON or as a stream:
+
+    OpenAI      POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses
+    Azure       POST /openai/deployments/MODEL/chat/completions, .../completions, .../embeddings
+    Anthropic   POST /v1/messages
+    Gemini      POST /v1beta/models/MODEL:generateContent, ...:streamGenerateContent, also with ?alt=sse,
+                and below /v1/models/ and /v1/projects/PROJECT/locations/LOCATION/publishers/google/models/
+    Bedrock     POST /model/MODEL/converse, .../converse-stream, .../invoke, .../invoke-with-response-stream
+    Ollama      POST /api/chat, /api/generate, /api/embed
+    Cohere      POST /v2/chat, /v2/embed
+
 Every option is a request header (`x-sim-frames: 200`), a query parameter (`?frames=200`, the header wins) and a
 command line option (`--frames 200`, the default of all requests). An unknown `x-sim-` header is an error.
 
-    prompt-tokens      N                                usage of the prompt
-    completion-tokens  N                                usage of the completion
+    variant            openai|vllm|deepseek|mistral|    whose chat and legacy completions, in /v1
+                       openrouter
+    prompt-tokens      N                                usage of the whole prompt, whatever the dialect counts in it
+    completion-tokens  N                                usage of the whole completion
     total-tokens       N                                usage in total; the sum of both unless given
-    usage              auto|last|every|none|null        auto: in JSON, and in streams that ask for it;
-                                                        last: always; every: counting up in each frame
+    cached-tokens      N                                of the prompt: read from a cache
+    cache-write-tokens N                                of the prompt: written to a cache
+    reasoning-tokens   N                                of the completion: reasoning
+    usage              auto|last|every|none|null        auto: as the provider does: OpenAI in JSON, and in
+                                                        streams that ask for it; last: always, at the end;
+                                                        every: counting up in each frame of dialects that
+                                                        have a place for it, else last
     frames             N                                content frames of a stream
     text               TEXT                             content of a frame; JSON holds all frames' text
-    size               BYTES                            pads the content: the decoded body has this size
+    size               BYTES                            pads the content: the decoded body has this size, a
+                                                        few bytes less or more where a stream repeats or
+                                                        wraps the text
+    vectors            N                                embeddings in the answer
+    dimensions         N                                numbers in each embedding
     stamp              true|false                       a frame's text is the monotonic time in ns
     first-byte-ms      MS                               delay before the answer begins
     frame-ms           MS                               delay between two writes
@@ -19,7 +41,7 @@ command line option (`--frames 200`, the default of all requests). An unknown `x
     framing            auto|length|chunked|close        auto: JSON has a length, streams are chunked
     chunk              BYTES                            bytes per write, and per HTTP chunk
     trailers           NAME:VALUE,...                   sent after the body, which is then chunked
-    status             CODE                             from 400 on with an error in OpenAI's shape
+    status             CODE                             from 400 on with an error in the dialect's shape
     invalid            true|false                       the JSON, also inside of frames, is broken
     echo               true|false                       the answer's body is the request's body
     content-type       TYPE                             instead of the fitting one
@@ -38,6 +60,7 @@ from dataclasses import field
 from typing import Any, Literal, get_args
 
 Usage = Literal["auto", "last", "every", "none", "null"]
+Variant = Literal["openai", "vllm", "deepseek", "mistral", "openrouter"]
 Encoding = Literal["identity", "gzip", "deflate", "br", "zstd"]
 Framing = Literal["auto", "length", "chunked", "close"]
 Parse = Callable[[str], Any]
@@ -47,6 +70,8 @@ MAX_SIZE = 2**30
 MAX_FRAMES = 10_000_000
 MAX_FRAME_SIZE = 16 * 2**20
 """A frame is one write, so this bounds what a stream holds in memory."""
+MAX_VECTORS = 10_000_000
+MAX_DIMENSIONS = 16_384
 MAX_DELAY_MS = 600_000.0
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -113,6 +138,8 @@ def _read_by(parse: Parse) -> dict[str, Parse]:
 _COUNT = _read_by(_integer(0, 2**63 - 1))
 _FRAMES = _read_by(_integer(0, MAX_FRAMES))
 _SIZE = _read_by(_integer(0, MAX_SIZE))
+_VECTORS = _read_by(_integer(0, MAX_VECTORS))
+_DIMENSIONS = _read_by(_integer(1, MAX_DIMENSIONS))
 _STATUS = _read_by(_integer(200, 599))
 _DELAY = _read_by(_milliseconds)
 _FLAG = _read_by(_truth)
@@ -120,6 +147,7 @@ _TEXT = _read_by(str)
 _LINE = _read_by(_line)
 _TRAILERS = _read_by(_trailers)
 _USAGE = _read_by(_one_of(*get_args(Usage)))
+_VARIANT = _read_by(_one_of(*get_args(Variant)))
 _ENCODING = _read_by(_one_of(*get_args(Encoding)))
 _FRAMING = _read_by(_one_of(*get_args(Framing)))
 
@@ -128,13 +156,19 @@ _FRAMING = _read_by(_one_of(*get_args(Framing)))
 class Options:
     """One request's options. What each means stands in the module's docstring."""
 
+    variant: Variant = field(default="openai", metadata=_VARIANT)
     prompt_tokens: int = field(default=12, metadata=_COUNT)
     completion_tokens: int = field(default=12, metadata=_COUNT)
     total_tokens: int | None = field(default=None, metadata=_COUNT)
+    cached_tokens: int = field(default=0, metadata=_COUNT)
+    cache_write_tokens: int = field(default=0, metadata=_COUNT)
+    reasoning_tokens: int = field(default=0, metadata=_COUNT)
     usage: Usage = field(default="auto", metadata=_USAGE)
     frames: int = field(default=12, metadata=_FRAMES)
     text: str = field(default=" token", metadata=_TEXT)
     size: int = field(default=0, metadata=_SIZE)
+    vectors: int = field(default=1, metadata=_VECTORS)
+    dimensions: int = field(default=3, metadata=_DIMENSIONS)
     stamp: bool = field(default=False, metadata=_FLAG)
     first_byte_ms: float = field(default=0.0, metadata=_DELAY)
     frame_ms: float = field(default=0.0, metadata=_DELAY)

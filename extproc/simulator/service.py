@@ -12,18 +12,16 @@ from urllib.parse import parse_qsl
 import orjson
 
 from extproc.simulator.answers import Answer, Wire, accepted, answer
-from extproc.simulator.contents import JSON, Completion, Content, Kind, failure, fixed
+from extproc.simulator.contents import JSON, Content, fixed
+from extproc.simulator.dialects import Route, route
+from extproc.simulator.dialects.dialect import Endpoint, Question
+from extproc.simulator.dialects.openai import failure
 from extproc.simulator.options import HEADER_PREFIX, OptionError, Options
 
 KEPT_REQUESTS = 100
 KEPT_BODY = 4096
 DEFAULT_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 _MAX_MODEL = 256
-_COMPLETIONS: dict[bytes, Kind] = {
-    b"/v1/chat/completions": "chat",
-    b"/v1/completions": "text",
-    b"/v1/embeddings": "embeddings",
-}
 Header = tuple[bytes, bytes]
 
 
@@ -97,13 +95,14 @@ class Service:
     def answer(self, request: Request) -> Answer | bytes:
         """Bytes where the whole answer is known beforehand."""
         try:
-            kind = _COMPLETIONS.get(request.target.partition(b"?")[0])
-            if kind is None:
+            path, query, _ = request.target.partition(b"?")
+            found = route(path)
+            if found is None:
                 return self._other(request)
             self._remember(request)
-            if request.customised or b"?" in request.target:
-                return self._special_answer(kind, request)
-            return self._completion(kind, request)
+            if request.customised or query:
+                return self._special_answer(found, request)
+            return self._completion(found, request)
         except OptionError as error:
             return self._refuse(request, HTTPStatus.BAD_REQUEST, str(error))
         except Refusal as refusal:
@@ -114,38 +113,39 @@ class Service:
         short = request if len(request.body) <= KEPT_BODY else request._replace(body=request.body[:KEPT_BODY])
         self._seen.append(short)
 
-    def _completion(self, kind: Kind, request: Request) -> Answer | bytes:
+    def _completion(self, found: Route, request: Request) -> Answer | bytes:
         options = self.options
         negotiated = options.encoding != "identity"
         if request.method != b"POST" or not request.keep_alive or negotiated or options.echo or options.require_length:
-            return self._special_answer(kind, request)
-        return self._usual(_asked(kind, request.body))
+            return self._special_answer(found, request)
+        return self._usual(found.endpoint, _question(found, request.body))
 
-    def _usual_answer(self, completion: Completion) -> Answer | bytes:
-        usual = self._complete(completion, self.options, Wire())
+    def _usual_answer(self, endpoint: Endpoint, question: Question) -> Answer | bytes:
+        usual = self._complete(endpoint, question, self.options, Wire())
         whole = usual.at_once()
         return usual if whole is None else whole
 
-    def _special_answer(self, kind: Kind, request: Request) -> Answer:
-        options = self.options.updated(*_own_options(request))
+    def _special_answer(self, found: Route, request: Request) -> Answer:
+        query, headers = _own_options(request)
+        options = self.options.updated(query, headers)
         if options.require_length and not _header(request, b"content-length"):
             raise Refusal(HTTPStatus.LENGTH_REQUIRED, "content-length: required")
         if request.method == b"HEAD":
-            completion = Completion(kind, DEFAULT_MODEL)
+            question = Question(found.model or DEFAULT_MODEL)
         elif request.method != b"POST":
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "use POST")
         elif options.echo:
             body = request.body
             return answer(Content(JSON, lambda: iter((body,))), options, _wire(request, options), options.status)
         else:
-            completion = _asked(kind, request.body)
-        return self._complete(completion, options, _wire(request, options))
+            question = _question(found, request.body, sse=("alt", "sse") in query)
+        return self._complete(found.endpoint, question, options, _wire(request, options))
 
-    def _complete(self, completion: Completion, options: Options, wire: Wire) -> Answer:
+    def _complete(self, endpoint: Endpoint, question: Question, options: Options, wire: Wire) -> Answer:
         if options.status >= HTTPStatus.BAD_REQUEST:
-            content = failure(options.status, f"simulated status {options.status}")
+            content = fixed(endpoint.failure(options.status, f"simulated status {options.status}"))
         else:
-            content = completion.content(options)
+            content = endpoint.content(question, options)
         return answer(content, options, wire, options.status)
 
     def _other(self, request: Request) -> Answer:
@@ -173,10 +173,10 @@ class Service:
 
     @staticmethod
     def _refuse(request: Request, status: HTTPStatus, message: str) -> Answer:
-        return answer(failure(status, message), Options(), _wire(request, Options()), status)
+        return answer(fixed(failure(status, message)), Options(), _wire(request, Options()), status)
 
 
-def _asked(kind: Kind, body: bytes) -> Completion:
+def _question(found: Route, body: bytes, sse: bool = False) -> Question:
     """Raises Refusal unless `body` is a JSON object."""
     try:
         document = orjson.loads(body)
@@ -184,14 +184,27 @@ def _asked(kind: Kind, body: bytes) -> Completion:
         document = None
     if not isinstance(document, dict):
         raise Refusal(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
-    model = document.get("model")
+    model = found.model or document.get("model")
     stream_options = document.get("stream_options")
-    return Completion(
-        kind,
+    asked = stream_options if isinstance(stream_options, dict) else {}
+    return Question(
         model[:_MAX_MODEL] if isinstance(model, str) else DEFAULT_MODEL,
-        document.get("stream") is True,
-        isinstance(stream_options, dict) and stream_options.get("include_usage") is True,
+        _streams(found.endpoint, document),
+        asked.get("include_usage") is True,
+        asked.get("continuous_usage_stats") is True,
+        document.get("encoding_format") == "base64" or document.get("embedding_types") == ["base64"],
+        sse,
     )
+
+
+def _streams(endpoint: Endpoint, document: dict[str, Any]) -> bool:
+    match endpoint.streams:
+        case "asked":
+            return document.get("stream") is True
+        case "unless declined":
+            return document.get("stream") is not False
+        case always_or_never:
+            return always_or_never == "always"
 
 
 def _own_options(request: Request) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
