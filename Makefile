@@ -3,9 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench proto docs clean
+.PHONY: help demo test lint format bench fuzz proto docs clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -28,6 +29,9 @@ format: $(VENV)/.dev ## Format the code
 
 bench: $(VENV)/.dev ## Measure against the floor; needs h2load (Debian: nghttp2-client)
 	$(BIN)/python -m bench
+
+fuzz: $(VENV)/.dev ## Fuzz the body readers (FUZZ_SECONDS=60)
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 proto: $(VENV)/.dev ## Generate extproc/wire from proto/
 	$(BIN)/python tools/generate_wire.py

@@ -1,0 +1,1 @@
+"""Fuzzing of the body readers: `python -m fuzz`."""
