@@ -6,6 +6,7 @@ people, with the reason of each, and a test holds the two together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,10 +19,26 @@ Json = dict[str, Any]
 FILTER = "extproc"
 """Name of the filter (per-route settings and %FILTER_STATE% are keyed by it) and of its cluster."""
 NAMESPACE = "extproc"
-"""Dynamic metadata that the server writes lands here; access logs read it."""
+"""Dynamic metadata that the server writes lands here; access logs read it. `metadataNamespace` of the server."""
 HEALTH_PATH = "/healthz"
 """Answered by Envoy itself, without the model and without us."""
 
+_USAGE_FIELDS = {
+    "model": "model",
+    "promptTokens": "prompt_tokens",
+    "completionTokens": "completion_tokens",
+    "totalTokens": "total_tokens",
+    "cachedTokens": "cached_tokens",
+    "cacheWriteTokens": "cache_write_tokens",
+    "reasoningTokens": "reasoning_tokens",
+    "hitsAddend": "hits_addend",
+    "cost": "cost",
+    "usageSource": "source",
+    "ending": "ending",
+    "streaming": "streaming",
+    "dialect": "dialect",
+}
+"""Of the access log, by what the server calls them."""
 _TYPES = "type.googleapis.com/envoy.extensions"
 _HCM = f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -34,6 +51,7 @@ class FilterOptions(TypedDict, total=False):
     failure_mode_allow: bool
     allow_mode_override: bool
     processing_mode: Mapping[str, str]
+    namespace: str
 
 
 def ext_proc_filter(
@@ -42,8 +60,12 @@ def ext_proc_filter(
     failure_mode_allow: bool = False,
     allow_mode_override: bool = True,
     processing_mode: Mapping[str, str] | None = None,
+    namespace: str = NAMESPACE,
 ) -> Json:
-    """The HTTP filter. `processing_mode` is merged over ours; `message_timeout` is a protobuf duration."""
+    """The HTTP filter. `processing_mode` is merged over ours; `message_timeout` is a protobuf duration.
+
+    The server may write dynamic metadata in `namespace`. Raises ValueError when an access log could not name it.
+    """
     return {
         "name": FILTER,
         "typed_config": {
@@ -75,7 +97,7 @@ def ext_proc_filter(
             "response_attributes": ["request.size"],
             "metadata_options": {
                 "forwarding_namespaces": {"untyped": ["envoy.filters.http.jwt_authn", "envoy.filters.http.ext_authz"]},
-                "receiving_namespaces": {"untyped": [NAMESPACE]},
+                "receiving_namespaces": {"untyped": [_namespace(namespace)]},
             },
         },
     }
@@ -118,21 +140,34 @@ def extproc_cluster(addresses: Sequence[str]) -> Json:
     }
 
 
-def access_log_format() -> Json:
-    """Fields of one access log line: the decision, the usage, and what the server cost in time."""
+def access_log_format(namespace: str = NAMESPACE) -> Json:
+    """Fields of one access log line: request and answer, the decision, the usage, and what the server cost in time.
+
+    Counts are JSON numbers; what the server did not write in `namespace` is null (S4.13, S4.14). Raises ValueError
+    like `ext_proc_filter`.
+    """
+    _namespace(namespace)
     return {
-        "time": "%START_TIME%",
-        "id": "%REQ(X-REQUEST-ID)%",
+        "systemTime": "%START_TIME%",
+        "requestId": "%REQ(X-REQUEST-ID)%",
         "host": "%REQ(:AUTHORITY)%",
-        "method": "%REQ(:METHOD)%",
-        "path": "%PATH(NQ)%",
-        "status": "%RESPONSE_CODE%",
-        "details": "%RESPONSE_CODE_DETAILS%",
-        "flags": "%RESPONSE_FLAGS%",
-        "duration_ms": "%DURATION%",
-        "extproc": f"%DYNAMIC_METADATA({NAMESPACE})%",
-        "extproc_us": f"%FILTER_STATE({FILTER}:PLAIN)%",
+        "httpMethod": "%REQ(:METHOD)%",
+        "path": "%PATH(NQ:ORIG_OR_PATH)%",
+        "responseCode": "%RESPONSE_CODE%",
+        "responseCodeDetails": "%RESPONSE_CODE_DETAILS%",
+        "responseFlags": "%RESPONSE_FLAGS%",
+        "duration": "%DURATION%",
+        "targetDuration": "%RESPONSE_DURATION%",
+        "upstreamName": "%UPSTREAM_CLUSTER%",
+        **{field: f"%DYNAMIC_METADATA({namespace}:{key})%" for field, key in _USAGE_FIELDS.items()},
+        "extprocTimes": f"%FILTER_STATE({FILTER}:PLAIN)%",
     }
+
+
+def _namespace(namespace: str) -> str:
+    if not re.fullmatch(r"[^\s:()%]+", namespace):
+        raise ValueError(f"namespace: {namespace!r} is empty or has a space or one of :()%")
+    return namespace
 
 
 def bootstrap(
@@ -150,7 +185,7 @@ def bootstrap(
     Addresses are `host:port` or, but for `listen` and `admin`, `unix:/path`; port 0 lets the kernel choose.
     `extproc` may be several addresses, one per worker; None leaves the filter out. `filters_before` run first
     (jwt_authn, rbac ...), `access_log` gets one JSON line a request.
-    Raises ValueError that names the option whose address cannot be read.
+    Raises ValueError that names the option whose address, or namespace, cannot be read.
     """
     addresses = [extproc] if isinstance(extproc, str) else list(extproc or ())
     # Of a large answer ext_proc gets pieces of this size; the default of 1 MiB costs memory and saves nothing.
@@ -168,7 +203,7 @@ def bootstrap(
                     _address("listen", listen, bind=True),
                     [*filters, _router()],
                     _routes(bool(addresses)),
-                    access_log,
+                    None if access_log is None else _file_access_log(access_log, options.get("namespace", NAMESPACE)),
                 )
             ],
             "clusters": clusters,
@@ -176,7 +211,7 @@ def bootstrap(
     }
 
 
-def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Json, access_log: Path | None) -> Json:
+def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Json, access_log: Json | None) -> Json:
     manager: Json = {
         "@type": _HCM,
         "stat_prefix": "gateway",
@@ -187,7 +222,7 @@ def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Js
         "http_filters": filters,
     }
     if access_log is not None:
-        manager["access_log"] = [_file_access_log(access_log)]
+        manager["access_log"] = [access_log]
     return {
         "name": "gateway",
         "address": _written(address),
@@ -217,13 +252,13 @@ def _router() -> Json:
     }
 
 
-def _file_access_log(path: Path) -> Json:
+def _file_access_log(path: Path, namespace: str) -> Json:
     return {
         "name": "envoy.access_loggers.file",
         "typed_config": {
             "@type": f"{_TYPES}.access_loggers.file.v3.FileAccessLog",
             "path": str(path),
-            "log_format": {"json_format": access_log_format()},
+            "log_format": {"json_format": access_log_format(namespace)},
         },
     }
 

@@ -6,9 +6,7 @@ Everything here belongs to the event loop's thread; nothing is locked. Label val
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import Final, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -23,9 +21,15 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from extproc import __version__
+from extproc.telemetry.genai import GenAiMetrics
+from extproc.telemetry.histogram import Histogram
+from extproc.telemetry.names import bounded
+from extproc.usage.usage import Ending as AnswerEnding
+from extproc.usage.usage import Source, Usage
 
-Ending = Literal["complete", "aborted", "error", "denied", "unmatched"]
-UsageSource = Literal["reported", "estimated", "fixed", "none"]
+Ending = Literal[AnswerEnding, "denied", "unmatched"]
+"""How an answer ended, or why the model was not asked or not ours to count."""
+EstimateMethod = Literal["tokenizer", "bytes"]
 ReportResult = Literal["sent", "dropped", "failed"]
 Method = Literal["check", "report", "should_rate_limit"]
 CallResult = Literal["ok", "over_limit", "unknown", "unreachable", "deadline", "refused", "nonsense"]
@@ -36,8 +40,7 @@ BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5
 """Upper bounds in seconds; 20 ms is the default deadline of a service."""
 MAX_ENDPOINTS: Final = 50
 MAX_ACTION_SETS: Final = 500
-OTHER: Final = "(other)"
-"""Stands for all names beyond the two bounds; reloads can bring any number of names over time."""
+"""Reloads can bring any number of names over time; those beyond are counted as one."""
 
 _OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0"
 _KUADRANT: Final = {
@@ -50,25 +53,6 @@ _KUADRANT: Final = {
 }
 
 T = TypeVar("T")
-
-
-class Histogram:
-    """Counts of durations by bucket; one `observe` is a bisection and two additions."""
-
-    __slots__ = ("counts", "total")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
-        self.total += seconds
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Upper bound and number of durations up to it, as Prometheus wants them."""
-        bounds = [*map(str, BUCKETS), "+Inf"]
-        return [(bound, float(count)) for bound, count in zip(bounds, accumulate(self.counts), strict=True)]
 
 
 class Metrics(Collector):
@@ -91,12 +75,14 @@ class Metrics(Collector):
         self.reports_pending = 0
         self._version = version
         self._endings: dict[Ending, int] = dict.fromkeys(get_args(Ending), 0)
-        self._usage: dict[UsageSource, int] = dict.fromkeys(get_args(UsageSource), 0)
+        self._sources: dict[Source, int] = dict.fromkeys(get_args(Source), 0)
+        self._estimates: dict[EstimateMethod, int] = dict.fromkeys(get_args(EstimateMethod), 0)
         self._reports: dict[ReportResult, int] = dict.fromkeys(get_args(ReportResult), 0)
         self._unread: dict[UnreadReason, int] = dict.fromkeys(get_args(UnreadReason), 0)
         self._reloads: dict[ReloadResult, int] = dict.fromkeys(get_args(ReloadResult), 0)
         self._calls: dict[str, _Calls] = {}
         self._action_failures: dict[str, int] = {}
+        self._genai = GenAiMetrics()
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -112,9 +98,14 @@ class Metrics(Collector):
         """Exchanges that are over."""
         return sum(self._endings.values())
 
-    def usage_found(self, source: UsageSource) -> None:
-        """Where the usage of an exchange came from."""
-        self._usage[source] += 1
+    def used(self, usage: Usage, provider: str, seconds: float, first_token: float | None) -> None:
+        """An exchange with an answer used `usage`; see `GenAiMetrics.used`."""
+        self._sources[usage.source] += 1
+        self._genai.used(usage, provider, seconds, first_token)
+
+    def estimated(self, method: EstimateMethod) -> None:
+        """Tokens that no model reported were counted in a text, or guessed from a size."""
+        self._estimates[method] += 1
 
     def report_ended(self, result: ReportResult) -> None:
         """A report was taken by the limiter, had no room in the queue, or was given up."""
@@ -133,12 +124,12 @@ class Metrics(Collector):
     def _calls_to(self, endpoint: str) -> _Calls:
         calls = self._calls.get(endpoint)
         if calls is None:
-            calls = self._calls.setdefault(_bounded(endpoint, self._calls, MAX_ENDPOINTS), _Calls())
+            calls = self._calls.setdefault(bounded(endpoint, self._calls, MAX_ENDPOINTS), _Calls())
         return calls
 
     def action_failed(self, action_set: str) -> None:
         """An action reached no decision, whatever its failure mode made of that."""
-        action_set = _bounded(action_set, self._action_failures, MAX_ACTION_SETS)
+        action_set = bounded(action_set, self._action_failures, MAX_ACTION_SETS)
         self._action_failures[action_set] = self._action_failures.get(action_set, 0) + 1
 
     def body_unread(self, reason: UnreadReason) -> None:
@@ -169,7 +160,9 @@ class Metrics(Collector):
         """Ours, for prometheus_client."""
         yield _gauge("exchanges_open", "HTTP exchanges under way.", self.exchanges_open)
         yield _counter("exchanges", "HTTP exchanges that ended, by how.", "ending", self._endings)
-        yield _counter("usage", "Exchanges by where their token usage came from.", "source", self._usage)
+        yield _counter("usage", "Exchanges by where their token usage came from.", "source", self._sources)
+        yield _counter("estimates", "Estimates of tokens, by how they were made.", "method", self._estimates)
+        yield from self._genai.collect()
         yield _total("tokens_reported", "Tokens reported to limiters (hits addends).", self.tokens_reported)
         yield _counter("reports", "Reports that ended, by how.", "result", self._reports)
         yield _total("report_retries", "Reports tried again.", self.report_retries)
@@ -196,7 +189,7 @@ class Metrics(Collector):
                 for result, count in results.items():
                     calls.add_metric((endpoint, method, result), count)
                 histogram = made.seconds[method]
-                if any(histogram.counts):
+                if histogram:
                     seconds.add_metric((endpoint, method), histogram.cumulative(), histogram.total)
         yield calls
         yield seconds
@@ -211,11 +204,7 @@ class _Calls:
         self.results: dict[Method, dict[CallResult, int]] = {
             method: dict.fromkeys(get_args(CallResult), 0) for method in get_args(Method)
         }
-        self.seconds: dict[Method, Histogram] = {method: Histogram() for method in get_args(Method)}
-
-
-def _bounded(name: str, known: Mapping[str, T], most: int) -> str:
-    return name if name in known or len(known) < most else OTHER
+        self.seconds: dict[Method, Histogram] = {method: Histogram(BUCKETS) for method in get_args(Method)}
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

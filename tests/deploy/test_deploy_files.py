@@ -84,6 +84,11 @@ class TestEnvoy:
         assert stdout["typed_config"]["log_format"] == log["typed_config"]["log_format"]
         assert stdout["typed_config"]["log_format"]["json_format"] == access_log_format()
 
+    def test_the_usage_that_we_write_is_taken(self, config: Config) -> None:
+        """S4.13: Envoy drops what we write elsewhere."""
+        taken = ext_proc_filter()["typed_config"]["metadata_options"]["receiving_namespaces"]["untyped"]
+        assert taken == [config.metadata_namespace]
+
     def test_its_deadline_is_the_last_one(self, config: Config) -> None:
         """G2: a service's timeout and the held reply end before Envoy gives up."""
         allowed = float(ext_proc_filter()["typed_config"]["message_timeout"].removesuffix("s"))

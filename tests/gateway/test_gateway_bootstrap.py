@@ -7,9 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from google.protobuf.json_format import MessageToDict
 
-from extproc.gateway import bootstrap, ext_proc_filter, find_envoy
+from extproc import replies
+from extproc.gateway import EnvoyProcess, bootstrap, ext_proc_filter, find_envoy
+from extproc.gateway.bootstrap import access_log_format
+from extproc.usage.usage import Usage
+from extproc.wire.external_processor_pb2 import ProcessingResponse
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +42,9 @@ RBAC: dict[str, Any] = {
         pytest.param({"extproc": ["unix:/run/a.sock", "unix:/run/b.sock"]}, id="sockets"),
         pytest.param({"extproc": "[::1]:50051", "listen": "[::1]:0"}, id="IPv6"),
         pytest.param({"extproc": DEAD, "access_log": Path("/dev/null")}, id="access log"),
+        pytest.param(
+            {"extproc": DEAD, "access_log": Path("/dev/null"), "namespace": "ai.gloo.solo.io"}, id="namespace"
+        ),
         pytest.param({"extproc": DEAD, "filters_before": [RBAC]}, id="another filter"),
         pytest.param({"extproc": DEAD, "processing_mode": {"response_body_mode": "STREAMED"}}, id="modes"),
         pytest.param({"extproc": DEAD, "message_timeout": "0.2s", "failure_mode_allow": True}, id="fail open"),
@@ -62,3 +71,91 @@ def test_the_filter_asks_for_headers_only() -> None:
     sent = {field: mode for field, mode in settings["processing_mode"].items() if mode not in ("NONE", "SKIP")}
     assert sent == {"request_header_mode": "SEND", "response_header_mode": "SEND"}
     assert settings["allow_mode_override"] is True
+
+
+def test_the_namespace_is_received_and_logged_wherever_it_is() -> None:
+    """S4.13"""
+    text = json.dumps(bootstrap(upstream=DEAD, extproc=DEAD, namespace="ai.example", access_log=Path("/dev/null")))
+    assert '"receiving_namespaces": {"untyped": ["ai.example"]}' in text
+    assert "%DYNAMIC_METADATA(ai.example:total_tokens)%" in text
+    assert "DYNAMIC_METADATA(extproc" not in text
+
+
+@pytest.mark.parametrize("namespace", ["", "a b", "a:b", "a)%", "a\n"])
+def test_a_namespace_that_a_log_cannot_name_is_refused(namespace: str) -> None:
+    with pytest.raises(ValueError, match=r"^namespace: "):
+        ext_proc_filter(namespace=namespace)
+    with pytest.raises(ValueError, match=r"^namespace: "):
+        access_log_format(namespace)
+
+
+def writing(reply: bytes, namespace: str) -> dict[str, Any]:
+    """A filter that writes the dynamic metadata of `reply`."""
+    metadata = MessageToDict(ProcessingResponse.FromString(reply).dynamic_metadata)
+    return {
+        "name": "envoy.filters.http.set_metadata",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+            "metadata": [{"metadata_namespace": namespace, "value": metadata[namespace]}],
+        },
+    }
+
+
+async def logged(path: Path, *filters: dict[str, Any], rewrite: str = "/v1", **headers: str) -> dict[str, Any]:
+    """The access log's line of a request for a model that is not there, which would see `rewrite` for `/v1`."""
+    log = path / "access.log"
+    config = bootstrap(upstream=DEAD, extproc=None, namespace="ai.example", access_log=log, filters_before=filters)
+    (listener,) = config["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    route = {"match": {"prefix": "/v1"}, "route": {"cluster": "upstream", "prefix_rewrite": rewrite}}
+    manager["route_config"]["virtual_hosts"][0]["routes"].insert(0, route)
+    async with EnvoyProcess(config) as envoy, aiohttp.ClientSession() as http:
+        url = f"http://{envoy.address}/v1/chat/completions?key=secret"
+        async with http.post(url, data=b"{}", headers=headers) as answer:
+            assert answer.status == 503
+    assert "secret" not in log.read_text()
+    line: dict[str, Any] = json.loads(log.read_text())
+    return line
+
+
+async def test_the_access_log_shows_what_was_used_field_by_field(tmp_path: Path) -> None:
+    """S4.13, S4.14: numbers are numbers."""
+    usage = Usage(21, 10, 31, 5, 2, 4, "gpt-4o", "reported", "complete", "openai", 42)
+    reply = replies.usage("ai.example", usage, 31, streaming=True)
+    line = await logged(tmp_path, writing(reply, "ai.example"), **{"x-request-id": "7b1c"})
+    known = {
+        "httpMethod": "POST",
+        "path": "/v1/chat/completions",
+        "responseCode": 503,
+        "upstreamName": "upstream",
+        "model": "gpt-4o",
+        "promptTokens": 21,
+        "completionTokens": 10,
+        "totalTokens": 31,
+        "cachedTokens": 5,
+        "cacheWriteTokens": 2,
+        "reasoningTokens": 4,
+        "hitsAddend": 31,
+        "cost": 42,
+        "usageSource": "reported",
+        "ending": "complete",
+        "streaming": True,
+        "dialect": "openai",
+    }
+    assert {field: line[field] for field in known} == known
+    assert line.keys() == access_log_format().keys()
+    assert line["requestId"]
+    assert line["systemTime"]
+
+
+async def test_what_is_not_known_is_null(tmp_path: Path) -> None:
+    reply = replies.usage("ai.example", Usage(), None, streaming=False)
+    line = await logged(tmp_path, writing(reply, "ai.example"))
+    assert (line["cost"], line["hitsAddend"], line["totalTokens"], line["usageSource"]) == (None, None, 0, "none")
+
+
+async def test_the_path_is_the_one_that_the_client_asked_for(tmp_path: Path) -> None:
+    """S4.14: a route may rewrite it, a client may not."""
+    line = await logged(tmp_path, rewrite="/openai", **{"x-envoy-original-path": "/forged"})
+    assert line["path"] == "/v1/chat/completions"
+    assert line["totalTokens"] is None

@@ -239,9 +239,9 @@ async def test_the_access_log_shows_what_we_wrote(processor: Processor, model: s
     async with EnvoyProcess(bootstrap(upstream=model, extproc=processor.address, access_log=log)) as envoy:
         await get(envoy, "/v1/models?key=secret", host="trlp.example.com")
     line = json.loads(log.read_text())
-    assert (line["host"], line["path"], line["status"]) == ("trlp.example.com", "/v1/models", 200)
-    assert line["extproc"] == {"total_tokens": 24}
-    assert "rh:" in line["extproc_us"]
+    assert (line["host"], line["path"], line["responseCode"]) == ("trlp.example.com", "/v1/models", 200)
+    assert line["totalTokens"] == 24
+    assert "rh:" in line["extprocTimes"]
     assert "secret" not in log.read_text()
 
 

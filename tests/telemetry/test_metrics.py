@@ -10,6 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from extproc.telemetry import metrics as module
 from extproc.telemetry.metrics import Metrics
+from extproc.telemetry.names import OTHER
+from extproc.usage.usage import Source, Usage
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 WASM_SHIM = ("configs", "hits", "misses", "allowed", "denied", "errors")
@@ -70,7 +72,7 @@ def test_plain_numbers(attribute: str, sample: str) -> None:
     ("method", "sample", "labels"),
     [
         ("exchange_ended", "extproc_exchanges_total", module.Ending),
-        ("usage_found", "extproc_usage_total", module.UsageSource),
+        ("estimated", "extproc_estimates_total", module.EstimateMethod),
         ("report_ended", "extproc_reports_total", module.ReportResult),
         ("body_unread", "extproc_body_unread_total", module.UnreadReason),
         ("reloaded", "extproc_reloads_total", module.ReloadResult),
@@ -87,7 +89,7 @@ def test_labelled_counters_start_at_zero_and_move_alone(method: str, sample: str
         assert [found[(sample, other)] for other in names] == [2.0 if other == name else 0.0 for other in names]
 
 
-@pytest.mark.parametrize("method", ["exchange_ended", "usage_found", "report_ended", "body_unread", "reloaded"])
+@pytest.mark.parametrize("method", ["exchange_ended", "estimated", "report_ended", "body_unread", "reloaded"])
 def test_unknown_label_value_makes_no_series(method: str) -> None:
     metrics = Metrics()
     with pytest.raises(KeyError):
@@ -118,11 +120,22 @@ def test_limiter_calls_are_counted_and_timed() -> None:
     assert found[("extproc_limiter_seconds_sum", "limitador", "check")] == pytest.approx(5.0204)
 
 
-def test_duration_on_a_bound_belongs_to_its_bucket() -> None:
-    histogram = module.Histogram()
-    for bound in module.BUCKETS:
-        histogram.observe(bound)
-    assert [count for _, count in histogram.cumulative()] == [*range(1, 12), 11]
+@pytest.mark.parametrize("ending", ["complete", "client_gone", "upstream_cut", "error", "denied", "unmatched"])
+def test_exchanges_are_counted_by_every_ending(ending: module.Ending) -> None:
+    metrics = Metrics()
+    metrics.exchange_ended(ending)
+    assert samples(metrics)[("extproc_exchanges_total", ending)] == metrics.ended == 1
+
+
+@pytest.mark.parametrize("source", ["reported", "estimated", "fixed", "none"])
+def test_exchanges_are_counted_by_who_told_their_usage(source: Source) -> None:
+    """S0.D5: the series are there before the first exchange."""
+    metrics = Metrics()
+    assert samples(metrics)[("extproc_usage_total", source)] == 0
+    metrics.used(Usage(source=source), "openai", 1.0, None)
+    found = samples(metrics)
+    sources = {other: found[("extproc_usage_total", other)] for other in get_args(Source)}
+    assert sources == {other: float(other == source) for other in get_args(Source)}
 
 
 def test_names_from_reloads_do_not_pile_up() -> None:
@@ -133,9 +146,9 @@ def test_names_from_reloads_do_not_pile_up() -> None:
     metrics.action_failed("set-0")
     found = samples(metrics)
     assert found[("extproc_action_failures_total", "set-0")] == 2
-    assert found[("extproc_action_failures_total", module.OTHER)] == 10
+    assert found[("extproc_action_failures_total", OTHER)] == 10
     beyond = module.MAX_ACTION_SETS + 10 - module.MAX_ENDPOINTS
-    assert found[("extproc_limiter_calls_total", module.OTHER, "check", "ok")] == beyond
+    assert found[("extproc_limiter_calls_total", OTHER, "check", "ok")] == beyond
     endpoints = {key[1] for key in found if key[0] == "extproc_limiter_calls_total"}
     assert len(endpoints) == module.MAX_ENDPOINTS + 1
 
