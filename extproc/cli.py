@@ -56,7 +56,10 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     _add_schema(commands)
     _add_limiter(commands)
     _add_elsewhere(
-        commands, asked, "simulator", "a simulated model with an OpenAI-compatible API", "extproc.simulator.cli"
+        commands, asked, "simulator", "a simulated model that speaks any provider's API", "extproc.simulator.cli"
+    )
+    _add_elsewhere(
+        commands, asked, "vocab", "fill and verify the vocabularies of token estimates", "extproc.usage.vocabulary_cli"
     )
     _add_elsewhere(commands, asked, "demo", "play the story on the real Envoy, on this machine", "extproc.demo.cli")
     return parser

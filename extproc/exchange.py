@@ -18,7 +18,8 @@ import uuid
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, Literal
 
 import cel
 
@@ -26,15 +27,21 @@ from extproc import replies
 from extproc.bodies.reader import BodyReader
 from extproc.expressions import Expression, ExpressionError
 from extproc.limiter.reports import ReportQueue
-from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
+from extproc.limiter.seam import MAX_HITS, Answer, Code, Decision, LimiterError, Metadata, Query
 from extproc.plan.action import Action, ActionFailure, all_true
+from extproc.plan.attributes import USAGE
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts, attribute
 from extproc.plan.memo import Outcomes
 from extproc.plan.plan import ActionSet, Plan, Route
 from extproc.telemetry.decisions import DecisionLog
-from extproc.telemetry.metrics import Ending, Metrics, UsageSource
-from extproc.usage.estimate import estimate_tokens
+from extproc.telemetry.metrics import Ending, Metrics
+from extproc.usage.dialects import DIALECTS
+from extproc.usage.estimate import Estimator
+from extproc.usage.held import HeldPrompt, PromptBudget
+from extproc.usage.include_usage import UsageFrameFilter, with_include_usage
+from extproc.usage.meter import Request
+from extproc.usage.usage import Source, Usage
 from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
@@ -42,26 +49,38 @@ _LOG = logging.getLogger("extproc.exchange")
 _PROPAGATED = ("traceparent", "tracestate", "baggage")
 _FAILED = b"Internal Server Error.\n"
 
+Reply = bytes
+Replies = Reply | Awaitable[Reply]
+
 NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
 TOO_LARGE: Final = replies.immediate(413, b"Payload Too Large\n", details="request_body_too_large")
 FAILED: Final = replies.immediate(500, _FAILED, details="extproc_failure")
-GO_ON: Final = {
-    (whole, encoded): replies.request_headers(
-        None if whole else replies.READ_REQUEST, remove=("accept-encoding",) if encoded else ()
-    )
-    for whole in (True, False)
-    for encoded in (True, False)
+Reading = Literal["nothing", "passing", "buffered", "editable", "chunked"]
+"""How a request body is asked for: not at all; while it goes on; before it goes on. Where it may be edited, Envoy must
+either hold all of it, to be told the new length, or drop the length: of what it holds in part it cannot be told."""
+_READING: Final[dict[Reading, ProcessingMode | None]] = {
+    "nothing": None,
+    "passing": replies.WATCH_REQUEST,
+    "buffered": replies.READ_REQUEST,
+    "editable": replies.EDIT_REQUEST,
+    "chunked": replies.READ_REQUEST,
 }
-"""Keyed by whether no more is asked for, and whether an accept-encoding is taken away (S0.D11)."""
+
+
+def _go_on(reading: Reading, *, encoded: bool) -> Reply:
+    removed = [*(["accept-encoding"] if encoded else []), *(["content-length"] if reading == "chunked" else [])]
+    return replies.request_headers(_READING[reading], remove=removed)
+
+
+GO_ON: Final = {
+    (reading, encoded): _go_on(reading, encoded=encoded) for reading in _READING for encoded in (True, False)
+}
+"""Keyed by what is asked for, and by whether an accept-encoding is taken away (S0.D11)."""
 READ_RESPONSE: Final = replies.response_headers(replies.READ_RESPONSE)
 IGNORE_RESPONSE: Final = replies.response_headers(replies.SKIP_BODIES)
 
 _STREAMED = (ProcessingMode.STREAMED, ProcessingMode.FULL_DUPLEX_STREAMED)
 _OUTCOMES = (Decision, LimiterError, ActionFailure)
-Reply = bytes
-Replies = Reply | Awaitable[Reply]
-
-
 _HANDLERS: Final = {
     "request_headers": "_request_headers",
     "request_body": "_request_body_chunk",
@@ -88,6 +107,8 @@ class Surroundings:
     metrics: Metrics
     reports: ReportQueue
     decisions: DecisionLog
+    estimator: Estimator
+    prompts: PromptBudget
 
 
 class Exchange:
@@ -100,23 +121,33 @@ class Exchange:
     __slots__ = (
         "_action_set",
         "_bodies",
+        "_charged",
         "_context",
         "_duplex_request",
         "_duplex_response",
         "_expected",
         "_facts",
+        "_first_byte",
+        "_frame_filter",
         "_headers",
+        "_may_ask",
+        "_model",
         "_next_action",
         "_outcomes",
+        "_path",
         "_plan",
-        "_prompt_bytes",
+        "_prompt",
         "_reader",
         "_received",
         "_request_body",
         "_request_reader",
+        "_request_size",
         "_shared",
+        "_started",
         "_state",
         "_streamed_request",
+        "_streaming",
+        "_strips_usage",
         "_undigested",
         "_used",
         "metadata",
@@ -140,12 +171,22 @@ class Exchange:
         self._next_action = 0
         self._request_reader: BodyReader | None = None
         self._request_body: list[bytes] | None = None
-        self._prompt_bytes = 0
+        self._request_size = 0
+        self._path = b""
+        self._model = ""
+        self._prompt: HeldPrompt | None = None
+        self._may_ask = False
+        self._strips_usage = False
+        self._frame_filter: UsageFrameFilter | None = None
+        self._started = monotonic()
+        self._first_byte = 0.0
         self._reader: BodyReader | None = None
         self._received = 0
         self._expected = -1
         self._undigested = b""
-        self._used: tuple[UsageSource, int] | None = None
+        self._used: Usage | None = None
+        self._charged: int | None = None
+        self._streaming = False
         self._streamed_request = False
         self._duplex_request = False
         self._duplex_response = False
@@ -205,11 +246,11 @@ class Exchange:
         self._shared.metrics.exchanges_open -= 1
         if self._state is not _State.SETTLED:
             try:
-                self._settle("aborted" if self._action_set is not None else "unmatched")
+                self._settle("client_gone" if self._action_set is not None else "unmatched")
             except Exception:  # noqa: BLE001 - as in `receive`
                 self._crashed("response_trailers")
-        self._facts = None
-        self._context = None
+        if self._prompt is not None:
+            self._prompt.release()
 
     # ── request ───────────────────────────────────────────────────────────────────────────────────
 
@@ -232,14 +273,32 @@ class Exchange:
         self._shared.metrics.hits += 1
         self._state = _State.REQUEST
         self._identify(facts)
-        self._prompt_bytes = max(0, _length(facts.headers.get("content-length", b"")))
-        whole = message.request_headers.end_of_stream or not action_set.needs_request_body
-        if not whole:
-            self._read_request(action_set, facts)
-        last = len(action_set.request_actions) if whole else action_set.before_body
+        self._request_size = max(0, _length(facts.headers.get("content-length", b"")))
+        self._path = facts.headers.get(":path", b"")
+        reading: Reading = (
+            "nothing" if message.request_headers.end_of_stream else self._reads_request(action_set, facts)
+        )
+        waits = reading != "nothing" and action_set.decides_on_body
+        last = action_set.before_body if waits else len(action_set.request_actions)
         strip = action_set.response_reader is not None and self._plan.strip_accept_encoding
         encoded = strip and "accept-encoding" in facts.headers
-        return self._run(last, GO_ON[whole or self._streamed_request, encoded], forwards=whole)
+        asked: Reading = "nothing" if self._streamed_request else reading
+        return self._run(last, GO_ON[asked, encoded], forwards=not waits)
+
+    def _reads_request(self, action_set: ActionSet, facts: RequestFacts) -> Reading:
+        """Make ready for the request body, as far as somebody needs it."""
+        asks = action_set.include_usage
+        self._may_ask = asks is not None and asks.may_ask(facts)
+        if self._may_ask or action_set.decides_on_body:
+            self._prompt = HeldPrompt(self._shared.prompts)
+            self._read_request(action_set, facts)
+            if asks is None or not self._may_ask:
+                return "buffered"
+            return "editable" if 0 < self._request_size <= asks.buffer else "chunked"
+        if action_set.reads_prompts:
+            self._prompt = HeldPrompt(self._shared.prompts)
+            return "passing"
+        return "nothing"
 
     def _choose(self, route: Route | None, facts: RequestFacts) -> None:
         """Find the first action set whose predicates hold; only the most specific host is asked (S0.9)."""
@@ -279,38 +338,62 @@ class Exchange:
         self._note_modes(message)
         chunk = message.request_body
         reply = self._unchanged("request_body", message)
+        body = chunk.body
+        if self._prompt is not None:
+            self._prompt.add(body)
         if self._request_reader is None:
             return reply
-        body = chunk.body
         self._request_reader.feed(body)
         if self._request_body is not None:
             self._request_body.append(body)
         ended = _ends(chunk)
-        return reply if self._streamed_request and not ended else self._request_complete(reply, ended=ended)
+        if self._streamed_request and not ended:
+            return reply
+        return self._request_complete(message, reply, ended=ended)
 
-    def _request_complete(self, reply: Reply, *, ended: bool = True) -> Replies:
+    def _request_complete(self, message: ProcessingRequest | None, reply: Reply, *, ended: bool = True) -> Replies:
         """All of the request is there: run the actions that waited for its body.
 
         When it has not `ended`, it is all that fitted into Envoy's buffer. A whole document is enough then, only
         trailers follow; of a part nothing is decided, because the rest may say something else (G14).
         """
         reader, action_set = self._request_reader, self._action_set
-        if reader is None or action_set is None or self._state is not _State.REQUEST:
+        if reader is None or action_set is None or self._state is _State.SETTLED:
             return reply
         self._request_reader = None
         reader.close()
-        if not ended and not reader.complete:
+        self._model = reader.findings.model
+        whole = ended or reader.complete
+        if not whole and action_set.decides_on_body:
             return self._too_large()
-        self._bodies.request = reader.values
-        self._prompt_bytes = reader.text_bytes or self._prompt_bytes
+        if whole and message is not None:
+            reply = self._asking_for_usage(action_set, message, reply)
+        if self._state is not _State.REQUEST:
+            return reply
+        self._bodies.request = reader.findings.values
         if self._request_body is not None and self._facts is not None and self._context is not None:
             variables = action_set.scope.attributes.bind(self._facts, b"".join(self._request_body))
             self._context.update(variables)
             self._request_body = None
         return self._run(len(action_set.request_actions), reply, forwards=True)
 
+    def _asking_for_usage(self, action_set: ActionSet, message: ProcessingRequest, reply: Reply) -> Reply:
+        """Have the model report the usage of a stream whose client did not ask for it (S0.D6)."""
+        asks = action_set.include_usage
+        body = message.request_body.body
+        in_one_piece = self._prompt is not None and self._prompt.size == len(body)
+        # A gateway that is configured to stream has sent the length already.
+        too_late = self._streamed_request and not self._duplex_request
+        if asks is None or too_late or not in_one_piece or not self._may_ask or not asks.may_ask_model(self._model):
+            return reply
+        edited = with_include_usage(body)
+        if edited is None:
+            return reply
+        self._strips_usage = asks.strip
+        return replies.body("request_body", message, edited, duplex=self._duplex_request)
+
     def _request_trailers(self, message: ProcessingRequest) -> Replies:
-        return self._request_complete(replies.CONTINUE["request_trailers"])
+        return self._request_complete(None, replies.CONTINUE["request_trailers"])
 
     # ── actions before the call ───────────────────────────────────────────────────────────────────
 
@@ -354,7 +437,7 @@ class Exchange:
             if query is None:
                 return None
             if not isinstance(action.hits, int):
-                query = _charging(query, self._count(action, action.hits) or 0)
+                query = _charging(query, self._count(action, action.hits))
             if action.service.call != "report":
                 return action.service.ask(query, self.metadata)
         except (ActionFailure, LimiterError) as error:
@@ -372,8 +455,8 @@ class Exchange:
             raise outcome
         return outcome
 
-    def _count(self, action: Action, hits: Expression) -> int | None:
-        """The hits of `action`, None when the answer did not tell. Raises ActionFailure."""
+    def _count(self, action: Action, hits: Expression) -> int:
+        """The hits of `action`. Raises ActionFailure."""
         return action.count(hits, self._bodies, self._any_context)
 
     def _any_context(self) -> cel.Context:
@@ -439,14 +522,18 @@ class Exchange:
             self._settle("complete")
             return self._with_headers(IGNORE_RESPONSE, replies.SKIP_BODIES)
         assert action_set.response_reader is not None
-        if not self._prompt_bytes:
+        if not self._request_size:
             size = attribute(message, "request.size")
-            self._prompt_bytes = size if isinstance(size, int) else 0
+            self._request_size = size if isinstance(size, int) else 0
         self._state = _State.READING
         self._expected = _length(headers.get("content-length", b""))
-        self._reader = action_set.response_reader.open(
-            headers.get("content-type", b"").decode("latin-1"), headers.get("content-encoding", b"").decode("latin-1")
-        )
+        content_type = headers.get("content-type", b"").decode("latin-1")
+        content_encoding = headers.get("content-encoding", b"").decode("latin-1")
+        self._reader = action_set.response_reader.open(content_type, content_encoding)
+        if self._strips_usage and not content_encoding and "text/event-stream" in content_type.lower():
+            self._frame_filter = UsageFrameFilter()
+            self._expected = -1
+            return replies.response_headers(replies.READ_RESPONSE, add=self._headers, remove=("content-length",))
         return self._with_headers(READ_RESPONSE, replies.READ_RESPONSE)
 
     def _with_headers(self, plain: Reply, mode: ProcessingMode) -> Reply:
@@ -466,7 +553,13 @@ class Exchange:
         self.digest()
         body = chunk.body
         self._undigested = body
+        if not self._received:
+            self._first_byte = monotonic()
         self._received += len(body)
+        if self._frame_filter is not None:
+            left = self._frame_filter.feed(body, _ends(chunk))
+            if left is not None:
+                reply = replies.body("response_body", message, left, duplex=self._duplex_response)
         # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
         over = _ends(chunk) or self._received == self._expected
         return self._response_complete(reply) if over else reply
@@ -476,68 +569,114 @@ class Exchange:
         if self._state is not _State.READING:
             return reply
         pending = self._settle("complete")
-        if self._used is not None:
-            reply += replies.usage(*self._used)
-        return self._hold(reply, pending) if pending else reply
+        return self._hold(reply, pending) if pending else reply + self._metadata()
 
     def _response_trailers(self, message: ProcessingRequest) -> Replies:
         return self._response_complete(replies.CONTINUE["response_trailers"])
 
     async def _hold(self, reply: Reply, pending: Sequence[asyncio.Task[None]]) -> Reply:
         await asyncio.wait(pending, timeout=self._plan.report_wait)
-        return reply
+        return reply + self._metadata()
+
+    def _metadata(self) -> bytes:
+        """What the gateway's access log can show (G10, S4.13); protobuf messages merge when their bytes are joined."""
+        if self._used is None:
+            return b""
+        return replies.usage(self._plan.metadata_namespace, self._used, self._charged, streaming=self._streaming)
 
     # ── settling ──────────────────────────────────────────────────────────────────────────────────
 
     def _settle(self, ending: Ending) -> list[asyncio.Task[None]]:
-        """End the exchange: report what the model used, if it was called and answered. The reports under way."""
-        reader, action_set = self._reader, self._action_set
+        """End the exchange: report what the model used, if it was called and answered. What is under way of that."""
+        reader = self._reader
         self.digest()
-        self._end(ending)
-        if reader is None or action_set is None:
-            return []
+        self._state = _State.SETTLED
         self._reader = None
-        reader.close()
-        self._bodies.response = reader.values
+        if reader is not None:
+            reader.close()
+            if ending == "client_gone" and reader.mid_event:
+                ending = "upstream_cut"
+        if ending == "complete" and self.status >= 400:
+            ending = "error"
+        self._shared.metrics.exchange_ended(ending)
+        if reader is None or not self._received or ending == "denied" or ending == "unmatched":
+            return []
         if reader.unread is not None:
             self._shared.metrics.body_unread(reader.unread)
-        if not self._received:
-            return []
-        pending: list[asyncio.Task[None]] = []
-        for action in action_set.response_actions:
-            task = self._settle_action(action, reader)
-            if task is not None:
-                pending.append(task)
-        return pending
+        self._bodies.response = reader.findings.values
+        size = self._request_size if self._prompt is None else self._prompt.size
+        request = Request(self._path.decode("latin-1"), self._model, self._prompt, size)
+        shared = self._shared
+        usage = self._plan.meter.read(reader.findings, request, ending, shared.estimator, shared.metrics.estimated)
+        self._streaming = reader.streaming
+        if isinstance(usage, Usage):
+            return self._account(usage, monotonic())
+        return [self._shared.reports.defer(self._account_later(usage, monotonic()))]
 
-    def _settle_action(self, action: Action, reader: BodyReader) -> asyncio.Task[None] | None:
+    async def _account_later(self, counting: Awaitable[Usage], ended: float) -> None:
+        """Estimates may take longer than this stream lives."""
+        try:
+            pending = self._account(await counting, ended)
+        except Exception:  # noqa: BLE001 - as in `receive`
+            self._crashed("response_trailers")
+        else:
+            if pending:
+                await asyncio.wait(pending)
+
+    def _account(self, usage: Usage, ended: float) -> list[asyncio.Task[None]]:
+        """Tell everybody who wants to know what was used; the reports under way."""
+        action_set = self._action_set
+        assert action_set is not None
+        dialect = DIALECTS.get(usage.dialect)
+        first_token = self._first_byte - self._started if self._streaming else None
+        provider = "" if dialect is None else dialect.provider
+        self._shared.metrics.used(usage, provider, ended - self._started, first_token)
+        if action_set.scope.usage:
+            self._any_context().update({USAGE: usage._asdict()})
+        self._used = usage
+        pending = [self._settle_action(action, usage) for action in action_set.response_actions]
+        return [task for task in pending if task is not None]
+
+    def _settle_action(self, action: Action, usage: Usage) -> asyncio.Task[None] | None:
         try:
             query = self._query(action)
             if query is None:
                 return None
-            static = isinstance(action.hits, int)
-            hits = action.hits if isinstance(action.hits, int) else self._count(action, action.hits)
+            hits, source = self._hits(action, usage)
         except ActionFailure as failure:
             self._shared.metrics.errors += 1
             self._shared.metrics.action_failed(self._action_set_name)
             self._log(logging.WARNING, "rate limit report failed", reason=str(failure), service=action.service.name)
             return None
-        source: UsageSource = "fixed" if static else "reported"
-        if hits is None:
-            source, hits = self._without_usage(reader)
-        self._shared.metrics.usage_found(source)
-        self._used = self._used or (source, hits)
-        return self._report(action, _charging(query, hits), source)
+        if self._charged is None:
+            self._charged = hits
+        return self._report(action, _charging(query, hits), usage._replace(source=source))
 
-    def _without_usage(self, reader: BodyReader) -> tuple[UsageSource, int]:
-        missing = self._plan.missing_usage
-        if missing.policy == "fixed":
-            return "fixed", missing.fixed
-        if missing.policy == "skip":
-            return "none", 0
-        return "estimated", estimate_tokens(self._prompt_bytes, reader.text_bytes)
+    def _hits(self, action: Action, usage: Usage) -> tuple[int, Source]:
+        """What an action charges, and who says so. Raises ActionFailure.
 
-    def _report(self, action: Action, query: Query, source: UsageSource = "reported") -> asyncio.Task[None] | None:
+        An answer that lacks the number which an expression looks for is charged by the usage that was found: that of
+        another dialect, or an estimate.
+        """
+        if isinstance(action.hits, int):
+            return action.hits, "fixed"
+        looks = any(call.body == "response" for call in action.hits.references.calls)
+        try:
+            hits = self._count(action, action.hits)
+        except ActionFailure:
+            if not looks:
+                raise
+        else:
+            return hits, "reported" if looks else usage.source
+        if usage.source not in ("none", "fixed"):
+            self._bodies.usage = usage
+            try:
+                return self._count(action, action.hits), usage.source
+            except ActionFailure:
+                pass
+        return min(usage.total_tokens, MAX_HITS), usage.source
+
+    def _report(self, action: Action, query: Query, usage: Usage | None = None) -> asyncio.Task[None] | None:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
         decisions = self._shared.decisions
         if decisions.enabled:
@@ -545,7 +684,10 @@ class Exchange:
             fields["decision"] = "allowed"
             fields["domain"] = query.domain
             fields["hits_addend"] = query.hits_addend
-            fields["usage"] = source
+            if usage is not None:
+                fields["usage"] = usage.source
+                fields["ending"] = usage.ending
+                fields["model"] = usage.model
             fields["status"] = self.status
             decisions.note("consumed", fields)
         if query.hits_addend == 0:

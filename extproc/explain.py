@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from extproc.active import Active
-from extproc.config.model import Action, ConditionalData, Config, DenyWith, Fixed, Service
+from extproc.config.model import Action, ConditionalData, Config, DenyWith, Fixed, IncludeUsage, Price, Service
 from extproc.limiter.limits import CompiledLimit
 from extproc.plan.action import Action as CompiledAction
 from extproc.plan.action import Phase
@@ -49,6 +49,10 @@ def _lines(active: Active) -> Iterator[str]:
     yield ""
     yield f"A successful answer without usage is charged {_missing(config)}."
     yield f"Answers with an error status are {'charged too' if config.charge_errors else 'not charged'}."
+    if config.include_usage.enabled:
+        yield _asking(config.include_usage)
+    if config.prices:
+        yield "Prices, per million tokens: " + "; ".join(_price(model, price) for model, price in config.prices.items())
     if active.limits.limits:
         yield ""
         used = any(config.endpoints[service.endpoint].embedded for service in config.services.values())
@@ -116,4 +120,19 @@ def _missing(config: Config) -> str:
     policy = config.on_missing_usage
     if isinstance(policy, Fixed):
         return f"{policy.fixed} tokens"
-    return "an estimate (4 bytes a token, labelled as estimated)" if policy == "estimate" else "nothing"
+    if policy == "skip":
+        return "nothing"
+    read = "the text" if config.estimates.prompt == "text" else "the size"
+    return f"an estimate, labelled so: of {read} of the prompt and of the text of the answer"
+
+
+def _asking(asked: IncludeUsage) -> str:
+    exceptions = [*asked.except_hosts, *asked.except_models]
+    but = f", but for {', '.join(exceptions)}" if exceptions else ""
+    frame = "taken out of the client's stream again" if asked.strip else "left in the client's stream"
+    return f"Streams to {', '.join(asked.paths)} are asked for their usage{but}; the extra frame is {frame}."
+
+
+def _price(model: str, price: Price) -> str:
+    cached = "" if price.cached is None else f", cached {price.cached:g}"
+    return f"{model} input {price.input:g}, output {price.output:g}{cached}"

@@ -6,15 +6,18 @@ named mean NONE, header and trailer modes that are not named stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
 
+from extproc.telemetry.names import printable
+from extproc.usage.usage import Usage
 from extproc.wire.base_pb2 import HeaderValue
 from extproc.wire.external_processor_pb2 import (
     CommonResponse,
     HeaderMutation,
     HeadersResponse,
+    HttpBody,
     ImmediateResponse,
     ProcessingRequest,
     ProcessingResponse,
@@ -22,9 +25,21 @@ from extproc.wire.external_processor_pb2 import (
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
 Headers = Iterable[tuple[str, str]]
-NAMESPACE = "extproc"
-"""Of the dynamic metadata that access logs can show."""
 _DOUBLE = Struct("<d")
+_exchange = _DOUBLE.pack_into
+_COUNTS = (
+    "total_tokens",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+)
+_NUMBERS = {
+    (hits, cost): (*_COUNTS, *(["hits_addend"] if hits else []), *(["cost"] if cost else []))
+    for hits in (True, False)
+    for cost in (True, False)
+}
 
 CONTINUE: Mapping[str, bytes] = {
     "request_headers": b"\x0a\x00",
@@ -41,6 +56,9 @@ SKIP_BODIES = ProcessingMode()
 SKIP_RESPONSE = ProcessingMode(response_header_mode=ProcessingMode.SKIP)
 # Not BUFFERED: overridden to that, Envoy hangs on a body larger than its buffer (1.40), without a timeout or a 413.
 READ_REQUEST = ProcessingMode(request_body_mode=ProcessingMode.BUFFERED_PARTIAL)
+EDIT_REQUEST = ProcessingMode(request_body_mode=ProcessingMode.BUFFERED)
+"""Only for a body that surely fits, see above. Its length may change, see `body`."""
+WATCH_REQUEST = ProcessingMode(request_body_mode=ProcessingMode.STREAMED)
 
 
 def request_headers(mode: ProcessingMode | None = None, *, remove: Iterable[str] = ()) -> bytes:
@@ -50,11 +68,11 @@ def request_headers(mode: ProcessingMode | None = None, *, remove: Iterable[str]
     return ProcessingResponse(request_headers=headers, mode_override=mode).SerializeToString()
 
 
-def response_headers(mode: ProcessingMode | None = None, *, add: Headers = ()) -> bytes:
-    """Go on with the response: ask for `mode`, set headers for the client."""
+def response_headers(mode: ProcessingMode | None = None, *, add: Headers = (), remove: Iterable[str] = ()) -> bytes:
+    """Go on with the response: ask for `mode`, set headers for the client, take others away from it."""
     headers = HeadersResponse()
-    mutation = _mutation(add)
-    if mutation.set_headers:
+    mutation = _mutation(add, remove)
+    if mutation.set_headers or mutation.remove_headers:
         headers.response.header_mutation.CopyFrom(mutation)
     return ProcessingResponse(response_headers=headers, mode_override=mode).SerializeToString()
 
@@ -73,39 +91,89 @@ def with_headers(reply: bytes, headers: Headers) -> bytes:
     return response.SerializeToString()
 
 
-def usage(source: str, hits: int) -> bytes:
-    """Dynamic metadata to put behind any reply: the hits that were reported and where they came from (G10).
+def usage(namespace: str, usage: Usage, hits: int | None, *, streaming: bool) -> bytes:
+    """Dynamic metadata to put behind any reply, for access logs: what was used and `hits` of it reported (G10, S4.13).
 
-    Protobuf messages merge when their bytes are joined, so a constant with eight bytes exchanged will do.
+    `cost` and `hits_addend` are there when they are known; `usage` is an older name of `source`. Protobuf messages
+    merge when their bytes are joined, so a copy of a constant with the numbers exchanged will do.
     """
-    before, after = _usage_template(source)
-    return before + _DOUBLE.pack(hits) + after
+    prompt, completion, total, cached, written, reasoning, model, source, ending, dialect, cost = usage
+    numbers = [total, prompt, completion, cached, written, reasoning]
+    if hits is not None:
+        numbers.append(hits)
+    if cost is not None:
+        numbers.append(cost)
+    names = _NUMBERS[hits is not None, cost is not None]
+    template, places = _template(namespace, names, printable(model), source, ending, dialect, streaming)
+    reply = bytearray(template)
+    for place, number in zip(places, numbers, strict=True):
+        _exchange(reply, place, number)
+    return bytes(reply)
 
 
-@lru_cache(maxsize=16)
-def _usage_template(source: str) -> tuple[bytes, bytes]:
-    mark = 1.25e-300
+@lru_cache(maxsize=512)
+def _template(
+    namespace: str, numbers: Sequence[str], model: str, source: str, ending: str, dialect: str, streaming: bool
+) -> tuple[bytes, list[int]]:
+    """A reply with some double for each of the names in `numbers`, and where they are in it."""
+    # Text has no 0xff in UTF-8, and lengths no six of them.
+    marks = [bytes([index]) + b"\xff" * 6 + b"\0" for index in range(len(numbers))]
     reply = ProcessingResponse()
-    reply.dynamic_metadata[NAMESPACE] = {"hits_addend": mark, "usage": source}
-    before, _, after = reply.SerializeToString().partition(_DOUBLE.pack(mark))
-    return before, after
+    reply.dynamic_metadata[namespace] = {
+        **{name: _DOUBLE.unpack(mark)[0] for name, mark in zip(numbers, marks, strict=True)},
+        "model": model,
+        "source": source,
+        "usage": source,
+        "ending": ending,
+        "dialect": dialect,
+        "streaming": streaming,
+    }
+    template = reply.SerializeToString()
+    return template, [template.index(mark) for mark in marks]
+
+
+def body(kind: str, message: ProcessingRequest, data: bytes, *, duplex: bool = False) -> bytes:
+    """Go on with `data` in place of the body, or piece of a body, in `message`.
+
+    A request is given its new length as well, which Envoy heeds in EDIT_REQUEST and ignores elsewhere. Elsewhere take
+    `content-length` away with the headers, or a body of another length ends the exchange with a 500.
+    """
+    if duplex:
+        return _streamed(kind, message, data)
+    reply = ProcessingResponse()
+    common = (reply.request_body if kind == "request_body" else reply.response_body).response
+    if data:
+        common.body_mutation.body = data
+    else:
+        common.body_mutation.clear_body = True
+    if kind == "request_body":
+        common.header_mutation.CopyFrom(_mutation([("content-length", str(len(data)))]))
+    return reply.SerializeToString()
 
 
 def echo(kind: str, message: ProcessingRequest) -> bytes:
     """Hand a body chunk back: in FULL_DUPLEX_STREAMED mode what is not sent back is lost."""
-    chunk = message.request_body if kind == "request_body" else message.response_body
+    return _streamed(kind, message, _chunk(kind, message).body)
+
+
+def _streamed(kind: str, message: ProcessingRequest, data: bytes) -> bytes:
+    chunk = _chunk(kind, message)
     reply = ProcessingResponse()
     body = reply.request_body if kind == "request_body" else reply.response_body
     streamed = body.response.body_mutation.streamed_response
-    streamed.body = chunk.body
+    streamed.body = data
     streamed.end_of_stream = chunk.end_of_stream
     streamed.end_of_stream_without_message = chunk.end_of_stream_without_message
     return reply.SerializeToString()
 
 
-def _mutation(headers: Headers) -> HeaderMutation:
-    mutation = HeaderMutation()
-    for key, value in headers:
+def _chunk(kind: str, message: ProcessingRequest) -> HttpBody:
+    return message.request_body if kind == "request_body" else message.response_body
+
+
+def _mutation(add: Headers, remove: Iterable[str] = ()) -> HeaderMutation:
+    mutation = HeaderMutation(remove_headers=remove)
+    for key, value in add:
         mutation.set_headers.add().header.MergeFrom(_header(key, value))
     return mutation
 

@@ -28,9 +28,12 @@ from extproc.telemetry.logs import configure
 from extproc.telemetry.metrics import Metrics
 from extproc.transport.listener import GrpcServer
 from extproc.transport.process import SERVICE, add_external_processor
+from extproc.usage.estimate import Estimator
+from extproc.usage.held import PromptBudget
+from extproc.usage.vocabulary import Vocabulary
 
 _LOG = logging.getLogger("extproc.server")
-_AT_START = ("listeners", "admin", "bodies.message")
+_AT_START = ("listeners", "admin", "bodies.message", "estimates.vocabulary", "estimates.encoding", "estimates.held")
 """Fields that are read only then."""
 _FLUSH = 1.0
 """Seconds that reports get at least: those of exchanges that the deadline cuts begin when it is over."""
@@ -49,6 +52,8 @@ class Server:
         self._reloading = asyncio.Lock()
         self._active: Active
         self._reports: ReportQueue
+        self._estimator: Estimator
+        self._counting = ""
         self._shared: Surroundings
         self._unready: str | None = "starting"
         self._grpc: GrpcServer | None = None
@@ -90,7 +95,9 @@ class Server:
         """Listen and become ready. Raises ListenError or AdminError."""
         config = self.config
         self._reports = ReportQueue(self.metrics, capacity=config.report.queue, retry_for=config.report.retry_for)
-        self._shared = Surroundings(self.metrics, self._reports, self.decisions)
+        self._estimator = await self._open_estimator()
+        prompts = PromptBudget(config.estimates.held)
+        self._shared = Surroundings(self.metrics, self._reports, self.decisions, self._estimator, prompts)
         self._grpc = GrpcServer(config.bodies.message)
         add_external_processor(self._grpc.server, self._open_exchange)
         self._grpc.listen(config.listeners)
@@ -104,7 +111,18 @@ class Server:
             await self._admin.start()
         await self._grpc.start([SERVICE])
         await self._set_ready(None)
-        _LOG.info("ready", extra={"fields": {"listeners": self.addresses, "admin": self.admin_address}})
+        fields = {"listeners": self.addresses, "admin": self.admin_address, "estimates": self._counting}
+        _LOG.info("ready", extra={"fields": fields})
+
+    async def _open_estimator(self) -> Estimator:
+        """Vocabularies are loaded before there is traffic: that takes the interpreter for a tenth of a second."""
+        wanted = self.config.estimates
+        directory = None if wanted.vocabulary is None else Path(wanted.vocabulary)
+        vocabulary = await asyncio.to_thread(Vocabulary.open, directory, fallback=wanted.encoding)
+        if self.config.on_missing_usage == "estimate":
+            await asyncio.to_thread(vocabulary.load)
+        self._counting = ", ".join(vocabulary.loaded) or f"by size: {vocabulary.reason}"
+        return Estimator(vocabulary)
 
     async def reload(self) -> bool:
         """Load the configuration again, beside the traffic; when it is wrong the old one stays. False then."""
@@ -142,6 +160,7 @@ class Server:
         deadline = asyncio.get_running_loop().time() + shutdown.deadline
         await self._grpc.stop(shutdown.deadline)
         lost = await self._reports.flush(max(_FLUSH, deadline - asyncio.get_running_loop().time()))
+        self._estimator.close()
         if self._admin is not None:
             await self._admin.stop()
         self.decisions.flush()

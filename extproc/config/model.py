@@ -61,7 +61,10 @@ Duration = Annotated[
     WithJsonSchema({"type": "string", "pattern": PATTERN}),
 ]
 PemFile = Annotated[str, AfterValidator(_anchored), Field(description="Relative to the configuration file.")]
+Directory = Annotated[str, AfterValidator(_anchored)]
+PriceOf = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Hostname = Annotated[str, AfterValidator(_folded)]
+DialectName = Literal["auto", "openai", "responses", "anthropic", "gemini", "bedrock", "ollama", "cohere"]
 ServiceType = Literal["auth", "ratelimit", "ratelimit-check", "ratelimit-report"]
 FailureMode = Literal["deny", "allow"]
 Size = Annotated[int, Field(gt=0)]
@@ -203,6 +206,7 @@ class ActionSet(Model):
     route_rule_conditions: RouteRuleConditions
     actions: list[Action]
     deny_with: DenyWith | None = Field(default=None, description="Overrides the top level `denyWith`.")
+    dialect: DialectName | None = Field(default=None, description="Overrides the top level `dialect`.")
 
 
 class Tracing(Model):
@@ -292,8 +296,64 @@ class Bodies(Model):
     json_buffer: Size = Field(default=64 * 1024, description="JSON up to this size is parsed whole.")
     sse_event: Size = Field(default=1024 * 1024, description="Larger server-sent events are not read.")
     decoded: Size = Field(default=256 * 1024 * 1024, description="A compressed answer is read up to this decoded size.")
+    text: Size = Field(default=256 * 1024, description="Generated text kept of an answer, for an estimate.")
     message: Size = Field(
         default=64 * 1024 * 1024, description="Largest message from Envoy; a request body that is read must fit."
+    )
+
+
+class Price(Model):
+    """What tokens of a model cost, in any currency per million tokens."""
+
+    input: PriceOf = Field(description="Prompt tokens.")
+    output: PriceOf = Field(description="Completion tokens, reasoning included.")
+    cached: PriceOf | None = Field(default=None, description="Prompt tokens read from a cache; `input` when absent.")
+    cache_write: PriceOf | None = Field(
+        default=None, description="Prompt tokens written to a cache; `input` when absent."
+    )
+
+
+class Estimates(Model):
+    """How tokens are counted that no model reported."""
+
+    vocabulary: Directory | None = Field(
+        default=None,
+        description="A folder that `extproc vocab` filled, relative to this file; TIKTOKEN_CACHE_DIR when absent. "
+        "Without one, estimates go by the size of the text.",
+    )
+    encoding: str = Field(default="o200k_base", description="For models that tiktoken does not know.")
+    prompt: Literal["size", "text"] = Field(
+        default="size",
+        description="`size`: a prompt is estimated by its length in bytes, unless its text is read anyway. `text`: "
+        "every prompt is read while it passes, which costs a message of Envoy more a request.",
+    )
+    held: Size = Field(
+        default=64 * 1024 * 1024,
+        description="Bytes of prompts held at a time, of all exchanges; beyond that the size alone counts.",
+    )
+
+
+class IncludeUsage(Model):
+    """Asks models for the usage of streams whose clients did not: adds `stream_options.include_usage`."""
+
+    enabled: bool = False
+    paths: list[str] = Field(
+        default_factory=lambda: ["/chat/completions", "/completions"],
+        description="Endings of the paths whose requests know the option.",
+    )
+    except_hosts: list[Hostname] = Field(
+        default_factory=list, description="`*`, `*.suffix` or an exact host: providers that refuse the option."
+    )
+    except_models: list[str] = Field(
+        default_factory=list, description="Models that refuse it; `*` stands for any characters."
+    )
+    buffer: Size = Field(
+        default=16 * 1024,
+        description="Requests of at most this many bytes keep a content-length; larger ones go on in chunks. Must not "
+        "exceed Envoy's `per_connection_buffer_limit_bytes`: Envoy would wait for ever.",
+    )
+    strip: bool = Field(
+        default=True, description="Take the extra usage frame out of the stream of a client that had not asked."
     )
 
 
@@ -337,6 +397,16 @@ class Config(Model):
     bodies: Bodies = Bodies()
     on_missing_usage: OnMissingUsage = Field(
         default="estimate", description="What a 2xx answer without usage is charged."
+    )
+    estimates: Estimates = Estimates()
+    include_usage: IncludeUsage = IncludeUsage()
+    dialect: DialectName = Field(default="auto", description="Of the answers; `auto`: recognised from their bytes.")
+    prices: dict[str, Price] = Field(
+        default_factory=dict,
+        description="By model; `*` stands for any characters. An exact name wins, then the longest pattern.",
+    )
+    metadata_namespace: Annotated[str, Field(min_length=1)] = Field(
+        default="extproc", description="Of the dynamic metadata with the usage, for access logs."
     )
     charge_errors: bool = Field(default=False, description="Report answers with status 400 and above too.")
     strip_accept_encoding: bool = Field(

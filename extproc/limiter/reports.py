@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, Protocol
 
 from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
 
@@ -57,21 +57,30 @@ class ReportQueue:
         if isinstance(answer, Decision):
             self._done(query, request_id, answer)
             return None
-        task = asyncio.create_task(self._send(ask, query, metadata, request_id, answer))
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        self._metrics.reports_pending = len(self._tasks)
-        return task
+        return self._track(asyncio.create_task(self._send(ask, query, metadata, request_id, answer)))
+
+    def defer(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what will submit reports later; `flush` waits for it too. Whoever makes the work bounds it."""
+        return self._track(asyncio.create_task(work))
 
     async def flush(self, deadline: float) -> int:
         """Wait at most `deadline` seconds for all reports and give up the others; how many were given up."""
-        if not self._tasks:
-            return 0
-        _, late = await asyncio.wait(self._tasks, timeout=deadline)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        # What was deferred submits more.
+        while self._tasks and (left := end - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        late = list(self._tasks)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         return sum(task.cancelled() for task in late)
+
+    def _track(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        self._metrics.reports_pending = len(self._tasks)
+        return task
 
     async def _send(
         self, ask: Ask, query: Query, metadata: Metadata, request_id: str, answer: Awaitable[Decision]

@@ -110,17 +110,15 @@ class Action:
             raise ActionFailure("`ratelimit.domain` must be a string that is not empty")
         return domain
 
-    def count(self, hits: Expression, bodies: BodyValues, context: Callable[[], cel.Context]) -> int | None:
-        """The hits addend that `hits` gives, None when the answer of the model did not tell it (S0.D5).
+    def count(self, hits: Expression, bodies: BodyValues, context: Callable[[], cel.Context]) -> int:
+        """The hits addend that `hits` gives; `context` is called where CEL is needed.
 
-        `context` is called where CEL is needed. Raises ActionFailure.
+        Raises ActionFailure when there is none: in an answer that does not tell, when it is over (S0.D5).
         """
         try:
             call = hits.references.sole_call
             return hits_of(hits.evaluate(context()) if call is None else bodies.find(call))
         except (ExpressionError, ValueError) as error:
-            if self.phase is Phase.RESPONSE:
-                return None
             raise ActionFailure(f"`ratelimit.hits_addend`: {error}") from None
 
 

@@ -13,7 +13,10 @@ from typing import Any
 from extproc.plan.facts import RequestFacts
 
 ROOTS = frozenset({"request", "source", "destination", "connection", "metadata", "auth", "xds"})
-"""Variables that an expression may name."""
+"""Variables that are there with the request."""
+
+USAGE = "usage"
+"""The variable that is there when the answer is over: the fields of extproc.usage.usage.Usage."""
 
 AUTH_NAMESPACE = "envoy.filters.http.ext_authz"
 """Dynamic metadata of an ext_authz server (Authorino) in front of us; it is what `auth` shows."""

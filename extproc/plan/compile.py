@@ -10,21 +10,28 @@ import cel
 
 from extproc import replies
 from extproc.bodies.reader import BodyLimits, ReaderFactory
+from extproc.bodies.shapes import Shape
+from extproc.bodies.wanted import Wanted
 from extproc.config.errors import ConfigError, Problem
 from extproc.config.model import Action as ActionConfig
 from extproc.config.model import ActionSet as ActionSetConfig
-from extproc.config.model import Config, Data, DenyWith, Fixed
+from extproc.config.model import Config, Data, DenyWith, DialectName, Fixed
 from extproc.config.model import Service as ServiceConfig
 from extproc.expressions import Expression, ExpressionError, PointerCall, text_of
 from extproc.expressions.functions import LIBRARY
 from extproc.limiter.seam import MAX_HITS, Limiter
 from extproc.plan.action import Action, ActionFailure, Block, Call, Item, Phase, Service
-from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, Attributes
+from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, USAGE, Attributes
 from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
 from extproc.plan.memo import Outcome, Outcomes, QueryMemo
-from extproc.plan.plan import ActionSet, MissingUsage, Plan, Route, Scope
+from extproc.plan.plan import ActionSet, Plan, Route, Scope
+from extproc.plan.usage_requests import UsageRequests
+from extproc.usage.dialects import DIALECTS
+from extproc.usage.meter import Meter, MissingUsage
+from extproc.usage.prices import Price, Prices
+from extproc.usage.usage import Usage
 
 DOMAIN = "ratelimit.domain"
 HITS_ADDEND = "ratelimit.hits_addend"
@@ -37,7 +44,8 @@ _TYPES = frozenset({"bool", "bytes", "double", "dyn", "int", "list", "map", "nul
 _PATH = re.compile(r"""\brequest\s*(?:\.\s*path\b|\[\s*["']path["']\s*\])""")
 _SAFE_PATH = re.compile(_PATH.pattern + r"\s*\)*\s*\.\s*(?:startsWith|contains)\s*\(")
 _HOST = re.compile(r"""\brequest\s*\.\s*host\b(?!\s*\.\s*(?:lowerAscii|startsWith|contains))""")
-_RESPONSE_BODY = re.compile(r"\bresponseBodyJSON\s*\(")
+_REQUEST_MODEL = Shape("request", opening=b"(?!)", needles=(), counts=(), models=("/model",))
+"""Of a request the model that it names is wanted, whatever the dialect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +86,11 @@ class _Compiler:
                 by_host.setdefault(hostname, []).append(compiled)
         if self._problems:
             raise ConfigError(self._problems)
-        missing = self._config.on_missing_usage
         plan = Plan(
             action_sets=tuple(action_sets),
             hosts=HostTable({host: _route(host, sets) for host, sets in by_host.items()}),
-            missing_usage=MissingUsage("fixed", missing.fixed) if isinstance(missing, Fixed) else MissingUsage(missing),
+            meter=_meter(self._config),
+            metadata_namespace=self._config.metadata_namespace,
             charge_errors=self._config.charge_errors,
             strip_accept_encoding=self._config.strip_accept_encoding,
             report_wait=self._config.report.wait,
@@ -93,7 +101,7 @@ class _Compiler:
     def _action_set(self, config: ActionSetConfig, path: str) -> ActionSet:
         conditions = config.route_rule_conditions
         predicates = self._predicates(conditions.predicates, f"{path}.routeRuleConditions.predicates")
-        if any(predicate.references.calls or _body_members(predicate) for predicate in predicates):
+        if any(_phase(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
             self._problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
         self._bypass(predicates, f"{path}.routeRuleConditions.predicates")
         actions = [self._action(i, action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
@@ -113,19 +121,43 @@ class _Compiler:
             request_actions=tuple(request),
             before_body=sum(action.phase is Phase.REQUEST_HEADERS for action in request),
             response_actions=tuple(response),
-            request_reader=self._reader("request", calls, needed=raw_body),
-            response_reader=self._reader("response", calls, needed=bool(response)),
+            request_reader=self._request_reader(calls, needed=raw_body, reports=bool(response)),
+            response_reader=self._response_reader(calls, config.dialect) if response else None,
+            decides_on_body=raw_body or any(call.body == "request" for call in calls),
+            include_usage=self._usage_requests() if response else None,
+            reads_prompts=bool(response) and self._estimates and self._config.estimates.prompt == "text",
             over_limit=_over_limit(config.deny_with or self._config.deny_with),
         )
 
-    def _reader(self, body: str, calls: Sequence[PointerCall], *, needed: bool) -> ReaderFactory | None:
-        pointers = frozenset(pointer for call in calls if call.body == body for pointer in call.pointers)
-        if not pointers and not needed:
+    @property
+    def _estimates(self) -> bool:
+        return self._config.on_missing_usage == "estimate"
+
+    def _request_reader(self, calls: Sequence[PointerCall], *, needed: bool, reports: bool) -> ReaderFactory | None:
+        pointers = _pointers(calls, "request")
+        if not (pointers or needed or (reports and self._config.include_usage.enabled)):
             return None
+        return ReaderFactory(Wanted(pointers, (_REQUEST_MODEL,), count_text=False), self._limits())
+
+    def _response_reader(self, calls: Sequence[PointerCall], dialect: DialectName | None) -> ReaderFactory:
+        chosen = dialect or self._config.dialect
+        dialects = DIALECTS.values() if chosen == "auto" else (DIALECTS[chosen],)
+        shapes = [each.shape for each in dialects]
+        keep_text = self._config.bodies.text if self._estimates else 0
+        wanted = Wanted(_pointers(calls, "response"), shapes, keep_text=keep_text, count_text=self._estimates)
+        return ReaderFactory(wanted, self._limits())
+
+    def _limits(self) -> BodyLimits:
         bodies = self._config.bodies
-        limits = BodyLimits(bodies.json_buffer, bodies.sse_event, bodies.decoded)
-        count_text = self._config.on_missing_usage == "estimate"
-        return ReaderFactory(pointers, limits, count_text=count_text)
+        return BodyLimits(bodies.json_buffer, bodies.sse_event, bodies.decoded)
+
+    def _usage_requests(self) -> UsageRequests | None:
+        asked = self._config.include_usage
+        if not asked.enabled:
+            return None
+        return UsageRequests(
+            asked.paths, asked.except_hosts, asked.except_models, buffer=asked.buffer, strip=asked.strip
+        )
 
     def _action(self, index: int, config: ActionConfig, path: str) -> Action | None:
         service = self._services.get(config.service)
@@ -158,7 +190,7 @@ class _Compiler:
             item
             for item in self._labels
             if service.call == "report"
-            or not (isinstance(item.value, Expression) and _RESPONSE_BODY.search(item.value.source))
+            or not (isinstance(item.value, Expression) and _phase(item.value) is Phase.RESPONSE)
         )
         if domain is None and not config.scope:
             self._problem(f"{path}.scope", "must not be empty: it is the domain of the call")
@@ -209,13 +241,16 @@ class _Compiler:
         except ExpressionError as error:
             self._problem(path, f"invalid CEL expression `{_shorten(source)}`: {error}")
             return None
-        names = expression.variables - expression.references.locals - _TYPES - ROOTS
-        if names:
-            self._problem(
-                path,
-                f"unknown variable `{min(names)}` in `{_shorten(source)}`, known are {', '.join(sorted(ROOTS))}",
-            )
+        names = expression.variables - expression.references.locals - _TYPES
+        if unknown := names - ROOTS - {USAGE}:
+            known = ", ".join(sorted({*ROOTS, USAGE}))
+            self._problem(path, f"unknown variable `{min(unknown)}` in `{_shorten(source)}`, known are {known}")
             return None
+        for member in expression.references.members:
+            if member[0] == USAGE and USAGE in names and len(member) > 1 and member[1] not in Usage._fields:
+                fields = ", ".join(Usage._fields)
+                self._problem(path, f"unknown field `{'.'.join(member[:2])}`, known are {fields}")
+                return None
         for member in sorted(expression.references.members):
             self._unknown_attribute(member, path)
         return expression
@@ -296,11 +331,13 @@ def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
 def _scope(expressions: Iterable[Expression]) -> Scope:
     members: set[tuple[str, ...]] = set()
     functions: set[str] = set()
+    usage = False
     for expression in expressions:
         members |= expression.references.members
+        usage |= USAGE in expression.variables
         functions |= expression.functions
     bodies = {"requestBodyJSON", "responseBodyJSON"}
-    return Scope(Attributes(members), frozenset(functions & (LIBRARY.keys() | bodies)))
+    return Scope(Attributes(members), frozenset(functions & (LIBRARY.keys() | bodies)), usage)
 
 
 def _memo(actions: Sequence[Action], scope: Scope) -> QueryMemo | None:
@@ -308,7 +345,9 @@ def _memo(actions: Sequence[Action], scope: Scope) -> QueryMemo | None:
     queries = [expression for action in actions for expression in _expressions_of(replace(action, hits=1))]
     hits = [action.hits for action in actions if isinstance(action.hits, Expression)]
     attributes = _scope(queries).attributes
-    if not attributes.repeatable or any(e.references.calls for e in queries) or any(e.variables for e in hits):
+    if not attributes.repeatable or any(e.references.calls or USAGE in e.variables for e in queries):
+        return None
+    if any(e.variables - {USAGE} for e in hits):
         return None
 
     def compute(facts: RequestFacts) -> Outcomes:
@@ -345,13 +384,27 @@ def _expressions_of(action: Action) -> list[Expression]:
 
 def _phase(expression: Expression) -> Phase:
     bodies = {call.body for call in expression.references.calls}
-    if "response" in bodies:
+    if "response" in bodies or USAGE in expression.variables - expression.references.locals:
         return Phase.RESPONSE
     return Phase.REQUEST_BODY if "request" in bodies or _body_members(expression) else Phase.REQUEST_HEADERS
 
 
 def _body_members(expression: Expression) -> bool:
     return any(member[:2] in BODY_ATTRIBUTES for member in expression.references.members)
+
+
+def _pointers(calls: Sequence[PointerCall], body: str) -> frozenset[tuple[str, ...]]:
+    return frozenset(pointer for call in calls if call.body == body for pointer in call.pointers)
+
+
+def _meter(config: Config) -> Meter:
+    missing = config.on_missing_usage
+    prices = {
+        model: Price(price.input, price.output, price.cached, price.cache_write)
+        for model, price in config.prices.items()
+    }
+    policy = MissingUsage("fixed", missing.fixed) if isinstance(missing, Fixed) else MissingUsage(missing)
+    return Meter(policy, Prices(prices))
 
 
 def _over_limit(deny: DenyWith) -> bytes:

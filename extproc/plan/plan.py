@@ -15,6 +15,8 @@ from extproc.plan.bodies import BodyValues
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
 from extproc.plan.memo import QueryMemo
+from extproc.plan.usage_requests import UsageRequests
+from extproc.usage.meter import Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Scope:
     attributes: Attributes
     functions: frozenset[str]
     """Names of functions beyond CEL's own."""
+    usage: bool
+    """Whether they name `usage`."""
 
     def bind(self, facts: RequestFacts | None, bodies: BodyValues) -> cel.Context:
         """A context for one exchange; the body functions look into `bodies` whenever they are called.
@@ -56,13 +60,14 @@ class ActionSet:
     response_actions: tuple[Action, ...]
     request_reader: ReaderFactory | None
     response_reader: ReaderFactory | None
+    decides_on_body: bool
+    """Whether a decision depends on the request body, so that a part of it is not enough."""
+    include_usage: UsageRequests | None
+    """None where requests are not asked to report usage."""
+    reads_prompts: bool
+    """Whether prompts are read while they pass, for estimates."""
     over_limit: bytes
     """The serialised reply to a request over its limit, without headers of the limiter."""
-
-    @property
-    def needs_request_body(self) -> bool:
-        """Whether Envoy is asked for the request body."""
-        return self.request_reader is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +80,13 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class MissingUsage:
-    """What a successful answer without usage is charged: an estimate, nothing, or a fixed number of tokens."""
-
-    policy: str
-    fixed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """All decisions of one configuration."""
 
     action_sets: tuple[ActionSet, ...]
     hosts: HostTable[Route]
-    missing_usage: MissingUsage
+    meter: Meter
+    metadata_namespace: str
     charge_errors: bool
     strip_accept_encoding: bool
     report_wait: float

@@ -193,10 +193,13 @@ async def test_the_access_log_shows_what_was_counted(tmp_path: Path) -> None:
         await sender.send(**STREAM)
         await sender.send(data=chunked(), headers={"content-type": "application/json", "x-sim-usage": "none"})
         await assert_clean(running)
-    told = [json.loads(line)["extproc"] for line in log.read_text().splitlines()]
-    assert told[:2] == [{"hits_addend": 24, "usage": "reported"}] * 2
-    assert told[2]["usage"] == "estimated"
-    assert told[2]["hits_addend"] > len(prompt) / 4
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["totalTokens"], line["usageSource"], line["streaming"]) for line in told[:2]] == [
+        (24, "reported", False),
+        (24, "reported", True),
+    ]
+    assert told[2]["usageSource"] == "estimated"
+    assert told[2]["totalTokens"] > len(prompt) / 4
 
 
 async def test_a_large_answer_passes_untouched(stack: Stack, client: Client) -> None:

@@ -145,7 +145,7 @@ def test_attributes(expression: str, expected: str) -> None:
         },
     )
     functions = compiled_expression.functions & LIBRARY.keys()
-    scope = Scope(Attributes(compiled_expression.references.members), frozenset(functions))
+    scope = Scope(Attributes(compiled_expression.references.members), frozenset(functions), usage=False)
     assert text_of(compiled_expression.evaluate(scope.bind(RequestFacts(message), BodyValues()))) == expected
 
 

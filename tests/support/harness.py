@@ -17,6 +17,8 @@ from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, Metadata, Query
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Metrics
+from extproc.usage.estimate import Estimator
+from extproc.usage.held import PromptBudget
 from extproc.wire.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 OK = Decision(Code.OK)
@@ -147,9 +149,12 @@ class Gateway:
         self.decisions = DecisionLog()
         report = self.active.config.report
         self.reports = ReportQueue(self.metrics, capacity=report.queue, retry_for=report.retry_for)
+        self.estimator = Estimator()
+        self.prompts = PromptBudget(self.active.config.estimates.held)
 
     def open(self) -> Exchange:
-        return Exchange(self.active.plan, Surroundings(self.metrics, self.reports, self.decisions))
+        shared = Surroundings(self.metrics, self.reports, self.decisions, self.estimator, self.prompts)
+        return Exchange(self.active.plan, shared)
 
     async def send(self, exchange: Exchange, *messages: ProcessingRequest) -> list[ProcessingResponse]:
         """The replies to `messages`, which stop at an immediate response as Envoy does."""

@@ -1,0 +1,45 @@
+"""Which requests are to ask the model for usage, though their client did not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from extproc.plan.facts import RequestFacts
+from extproc.plan.hosts import HostTable
+
+
+class UsageRequests:
+    """Requests whose path ends as one of `paths`, but for some hosts and models."""
+
+    __slots__ = ("_except_hosts", "_except_models", "_paths", "buffer", "strip")
+
+    def __init__(
+        self,
+        paths: Iterable[str],
+        except_hosts: Iterable[str],
+        except_models: Iterable[str],
+        *,
+        buffer: int,
+        strip: bool,
+    ) -> None:
+        self.buffer = buffer
+        """Bytes of a request that Envoy surely buffers."""
+        self.strip = strip
+        """Whether the extra frame is taken out of the client's stream again."""
+        self._paths = tuple(paths)
+        self._except_hosts = HostTable(dict.fromkeys(except_hosts, True))
+        self._except_models = tuple(model.lower() for model in except_models)
+
+    def may_ask(self, facts: RequestFacts) -> bool:
+        """Whether the headers allow it; a body in a content coding cannot be edited."""
+        path = (facts.header(":path") or "").partition("?")[0]
+        return (
+            path.endswith(self._paths)
+            and "content-encoding" not in facts.headers
+            and not self._except_hosts.find(facts.host)
+        )
+
+    def may_ask_model(self, model: str) -> bool:
+        """Whether the model that the request names may be asked."""
+        return not any(fnmatchcase(model.lower(), pattern) for pattern in self._except_models)

@@ -1,0 +1,122 @@
+"""From what was found in an answer to one `Usage`: reported, or estimated, or what the configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from extproc.bodies.findings import Findings
+from extproc.usage.dialects import reported
+from extproc.usage.estimate import Estimate, Estimator, Job, Method
+from extproc.usage.held import HeldPrompt
+from extproc.usage.model_name import model_from_path
+from extproc.usage.prices import Prices
+from extproc.usage.usage import Ending, Reported, Usage
+
+_NOTHING = Reported(final=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingUsage:
+    """What a successful answer without usage is charged: an estimate, nothing, or a fixed number of tokens."""
+
+    policy: Literal["estimate", "skip", "fixed"]
+    fixed: int = 0
+
+
+class Request(NamedTuple):
+    """What is known of a request when its answer is over."""
+
+    path: str
+    model: str
+    """As its body names it, "" when that was not read."""
+    prompt: HeldPrompt | None
+    size: int
+    """Of its body in bytes, as far as it is known."""
+
+
+class Meter:
+    """Decisions of one configuration."""
+
+    __slots__ = ("_missing", "_prices")
+
+    def __init__(self, missing: MissingUsage, prices: Prices) -> None:
+        self._missing = missing
+        self._prices = prices
+
+    def read(
+        self,
+        findings: Findings,
+        request: Request,
+        ending: Ending,
+        estimator: Estimator,
+        estimated: Callable[[Method], None],
+    ) -> Usage | Awaitable[Usage]:
+        """The usage of an exchange; an awaitable where tokens have to be counted first.
+
+        `estimated` is told how an estimate was made.
+        """
+        dialect, said = reported(findings)
+        model = findings.model or request.model or model_from_path(request.path)
+        known = Usage(model=model, ending=ending, dialect=dialect)
+        if said is not None and said.final and said.prompt is not None and said.completion is not None:
+            return self._priced(_reported(known, said))
+        if self._missing.policy == "skip":
+            return self._priced(known if said is None else _reported(known, said))
+        if self._missing.policy == "fixed" and said is None:
+            return known._replace(source="fixed", total_tokens=self._missing.fixed)
+        estimate = estimator.estimate(_job(known, findings, request, said or _NOTHING))
+
+        def finished(estimate: Estimate) -> Usage:
+            estimated(estimate.method)
+            return self._priced(_estimated(known, said or _NOTHING, estimate))
+
+        return finished(estimate) if isinstance(estimate, Estimate) else _later(estimate, finished)
+
+    def _priced(self, usage: Usage) -> Usage:
+        cost = self._prices.cost(usage)
+        return usage if cost is None else usage._replace(cost=cost)
+
+
+async def _later(estimate: Awaitable[Estimate], finished: Callable[[Estimate], Usage]) -> Usage:
+    return finished(await estimate)
+
+
+def _reported(known: Usage, said: Reported) -> Usage:
+    prompt, completion = said.prompt or 0, said.completion or 0
+    total = prompt + completion if said.total is None else said.total
+    return Usage(
+        prompt,
+        completion,
+        total,
+        said.cached,
+        said.cache_write,
+        said.reasoning,
+        known.model,
+        "reported",
+        known.ending,
+        known.dialect,
+    )
+
+
+def _estimated(known: Usage, said: Reported, estimate: Estimate) -> Usage:
+    """What was said stands; the rest is estimated, and never less than what was said of a part."""
+    prompt = estimate.prompt if said.prompt is None else said.prompt
+    completion = said.completion if said.final and said.completion is not None else estimate.completion
+    completion = max(completion, said.completion or 0)
+    whole = _reported(known, said._replace(prompt=prompt, completion=completion, total=None))
+    return whole._replace(source="estimated")
+
+
+def _job(known: Usage, findings: Findings, request: Request, said: Reported) -> Job:
+    """What has to be estimated: what was not said."""
+    job = Job(known.model)
+    if said.prompt is None:
+        body = None if request.prompt is None else request.prompt.body()
+        job = job._replace(prompt=body, prompt_size=request.size)
+    if said.completion is None or not said.final:
+        # An answer in which nothing was recognised is text for all we know.
+        recognised = known.dialect or findings.text.size
+        return job._replace(answer=findings.text) if recognised else job._replace(answer_size=findings.body_size)
+    return job
