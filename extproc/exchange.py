@@ -21,19 +21,15 @@ from enum import Enum, auto
 from time import monotonic
 from typing import Any, Final, Literal
 
-import cel
-
 from extproc import replies
 from extproc.bodies.reader import BodyReader
-from extproc.expressions import Expression, ExpressionError
+from extproc.expressions import ExpressionError
 from extproc.limiter.reports import ReportQueue
-from extproc.limiter.seam import MAX_HITS, Answer, Code, Decision, LimiterError, Metadata, Query
-from extproc.plan.action import Action, ActionFailure, all_true
-from extproc.plan.attributes import USAGE
-from extproc.plan.bodies import BodyValues
+from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
+from extproc.plan.action import Action, ActionFailure
+from extproc.plan.evaluation import Evaluation
 from extproc.plan.facts import RequestFacts, attribute
-from extproc.plan.memo import Outcomes
-from extproc.plan.plan import ActionSet, Plan, Route
+from extproc.plan.plan import ActionSet, Plan
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Ending, Metrics
 from extproc.usage.dialects import DIALECTS
@@ -120,20 +116,17 @@ class Exchange:
 
     __slots__ = (
         "_action_set",
-        "_bodies",
         "_charged",
-        "_context",
         "_duplex_request",
         "_duplex_response",
+        "_evaluation",
         "_expected",
-        "_facts",
         "_first_byte",
         "_frame_filter",
         "_headers",
         "_may_ask",
         "_model",
         "_next_action",
-        "_outcomes",
         "_path",
         "_plan",
         "_prompt",
@@ -163,10 +156,7 @@ class Exchange:
         self._shared = shared
         self._state = _State.NEW
         self._action_set: ActionSet | None = None
-        self._facts: RequestFacts | None = None
-        self._bodies = BodyValues()
-        self._context: cel.Context | None = None
-        self._outcomes: Outcomes | None = None
+        self._evaluation: Evaluation | None = None
         self._headers: tuple[tuple[str, str], ...] = ()
         self._next_action = 0
         self._request_reader: BodyReader | None = None
@@ -261,15 +251,16 @@ class Exchange:
         facts = RequestFacts(message)
         route = self._plan.hosts.find(facts.host)
         try:
-            self._choose(route, facts)
+            evaluation = Evaluation.of(route, facts)
         except (ActionFailure, ExpressionError) as error:
             return self._fail(f"route: {error}", None)
-        action_set = self._action_set
-        if action_set is None:
+        if evaluation is None:
             self._shared.metrics.misses += 1
             self._shared.metrics.allowed += 1
             self._end("unmatched")
             return NOT_OURS
+        self._evaluation = evaluation
+        self._action_set = action_set = evaluation.action_set
         self._shared.metrics.hits += 1
         self._state = _State.REQUEST
         self._identify(facts)
@@ -300,24 +291,6 @@ class Exchange:
             return "passing"
         return "nothing"
 
-    def _choose(self, route: Route | None, facts: RequestFacts) -> None:
-        """Find the first action set whose predicates hold; only the most specific host is asked (S0.9)."""
-        if route is None:
-            return
-        context: cel.Context | None = None
-        for action_set in route.action_sets:
-            if action_set.predicates:
-                context = context or route.scope.bind(facts, self._bodies)
-                if not all_true(action_set.predicates, context):
-                    continue
-            self._action_set = action_set
-            if action_set.memo is not None:
-                self._outcomes = action_set.memo.outcomes(facts)
-                return
-            self._facts = facts if action_set.scope.attributes.needs_body else None
-            self._context = action_set.scope.bind(facts, self._bodies)
-            return
-
     def _identify(self, facts: RequestFacts) -> None:
         self.request_id = facts.header("x-request-id") or str(uuid.uuid4())
         self.metadata = (("x-request-id", self.request_id),)
@@ -331,7 +304,7 @@ class Exchange:
         assert action_set.request_reader is not None
         encoding = facts.header("content-encoding") or ""
         self._request_reader = action_set.request_reader.open("application/json", encoding)
-        if self._facts is not None:
+        if self._evaluation is not None and self._evaluation.names_body:
             self._request_body = []
 
     def _request_body_chunk(self, message: ProcessingRequest) -> Replies:
@@ -370,11 +343,9 @@ class Exchange:
             reply = self._asking_for_usage(action_set, message, reply)
         if self._state is not _State.REQUEST:
             return reply
-        self._bodies.request = reader.findings.values
-        if self._request_body is not None and self._facts is not None and self._context is not None:
-            variables = action_set.scope.attributes.bind(self._facts, b"".join(self._request_body))
-            self._context.update(variables)
-            self._request_body = None
+        assert self._evaluation is not None
+        self._evaluation.request_is_there(reader.findings.values, b"".join(self._request_body or ()))
+        self._request_body = None
         return self._run(len(action_set.request_actions), reply, forwards=True)
 
     def _asking_for_usage(self, action_set: ActionSet, message: ProcessingRequest, reply: Reply) -> Reply:
@@ -432,39 +403,19 @@ class Exchange:
 
     def _ask(self, action: Action) -> Answer | LimiterError | ActionFailure | None:
         """Ask the limiter; None when the action does not apply or needs no answer."""
+        assert self._evaluation is not None
         try:
-            query = self._query(action)
+            query = self._evaluation.query(action)
             if query is None:
                 return None
             if not isinstance(action.hits, int):
-                query = _charging(query, self._count(action, action.hits))
+                query = _charging(query, self._evaluation.count(action))
             if action.service.call != "report":
                 return action.service.ask(query, self.metadata)
         except (ActionFailure, LimiterError) as error:
             return error
         self._report(action, query)
         return None
-
-    def _query(self, action: Action) -> Query | None:
-        """What `action` asks; None when it does not apply. Raises ActionFailure."""
-        if self._outcomes is None:
-            assert self._context is not None
-            return action.query(self._context)
-        outcome = self._outcomes[action.index]
-        if isinstance(outcome, ActionFailure):
-            raise outcome
-        return outcome
-
-    def _count(self, action: Action, hits: Expression) -> int:
-        """The hits of `action`. Raises ActionFailure."""
-        return action.count(hits, self._bodies, self._any_context)
-
-    def _any_context(self) -> cel.Context:
-        """The context of the request, or one without attributes where none was needed so far."""
-        if self._context is None:
-            assert self._action_set is not None
-            self._context = self._action_set.scope.bind(None, self._bodies)
-        return self._context
 
     def _judge(self, action: Action, outcome: Decision | LimiterError | ActionFailure) -> Reply | None:
         """What a limiter's answer means for the request: None to go on, or the reply that ends it."""
@@ -556,13 +507,24 @@ class Exchange:
         if not self._received:
             self._first_byte = monotonic()
         self._received += len(body)
-        if self._frame_filter is not None:
-            left = self._frame_filter.feed(body, _ends(chunk))
-            if left is not None:
-                reply = replies.body("response_body", message, left, duplex=self._duplex_response)
+        left = self._without_usage_frame(body, last=_ends(chunk))
+        if left is not None:
+            reply = replies.body("response_body", message, left, duplex=self._duplex_response)
         # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
         over = _ends(chunk) or self._received == self._expected
         return self._response_complete(reply) if over else reply
+
+    def _without_usage_frame(self, body: bytes, *, last: bool) -> bytes | None:
+        """What the client is to see of a piece; None for all of it."""
+        if self._frame_filter is None:
+            return None
+        try:
+            return self._frame_filter.feed(body, last)
+        except Exception:  # noqa: BLE001 - as in `receive`
+            _LOG.exception("internal error", extra={"fields": {"request_id": self.request_id}})
+            self._shared.metrics.errors += 1
+            self._frame_filter = None
+            return None
 
     def _response_complete(self, reply: Reply) -> Replies:
         """The answer is over: settle, and hold the last reply until the reports are answered, but not for long."""
@@ -603,46 +565,62 @@ class Exchange:
             return []
         if reader.unread is not None:
             self._shared.metrics.body_unread(reader.unread)
-        self._bodies.response = reader.findings.values
-        size = self._request_size if self._prompt is None else self._prompt.size
-        request = Request(self._path.decode("latin-1"), self._model, self._prompt, size)
+        assert self._evaluation is not None
+        self._evaluation.answer_is_there(reader.findings.values)
         shared = self._shared
-        usage = self._plan.meter.read(reader.findings, request, ending, shared.estimator, shared.metrics.estimated)
+        usage = self._plan.meter.read(
+            reader.findings, self._request, ending, shared.estimator, shared.metrics.estimated
+        )
         self._streaming = reader.streaming
+        ended = monotonic()
         if isinstance(usage, Usage):
-            return self._account(usage, monotonic())
-        return [self._shared.reports.defer(self._account_later(usage, monotonic()))]
+            return self._account(usage, ended)
+        # Counting may take longer than this stream lives.
+        later = self._counted(usage)
+        return [shared.reports.defer(later, lambda counted: self._account_later(counted, ended), self.request_id)]
 
-    async def _account_later(self, counting: Awaitable[Usage], ended: float) -> None:
-        """Estimates may take longer than this stream lives."""
+    def _request(self) -> Request:
+        """What is known of the request, for those answers that do not tell everything."""
+        size, prompt = self._request_size, self._prompt
+        if prompt is not None and prompt.size < size:
+            prompt = None  # a part says little of the whole
+        elif prompt is not None:
+            size = prompt.size
+        return Request(self._path.decode("latin-1"), self._model, prompt, size)
+
+    async def _counted(self, usage: Awaitable[Usage]) -> Usage | None:
         try:
-            pending = self._account(await counting, ended)
+            return await usage
         except Exception:  # noqa: BLE001 - as in `receive`
             self._crashed("response_trailers")
-        else:
-            if pending:
-                await asyncio.wait(pending)
+            return None
+
+    def _account_later(self, usage: Usage | None, ended: float) -> list[asyncio.Task[None]]:
+        try:
+            return [] if usage is None else self._account(usage, ended)
+        except Exception:  # noqa: BLE001 - as in `receive`
+            self._crashed("response_trailers")
+            return []
 
     def _account(self, usage: Usage, ended: float) -> list[asyncio.Task[None]]:
         """Tell everybody who wants to know what was used; the reports under way."""
-        action_set = self._action_set
-        assert action_set is not None
+        evaluation = self._evaluation
+        assert evaluation is not None
         dialect = DIALECTS.get(usage.dialect)
         first_token = self._first_byte - self._started if self._streaming else None
         provider = "" if dialect is None else dialect.provider
         self._shared.metrics.used(usage, provider, ended - self._started, first_token)
-        if action_set.scope.usage:
-            self._any_context().update({USAGE: usage._asdict()})
+        evaluation.usage_is_there(usage)
         self._used = usage
-        pending = [self._settle_action(action, usage) for action in action_set.response_actions]
+        pending = [self._settle_action(action, evaluation, usage) for action in evaluation.action_set.response_actions]
         return [task for task in pending if task is not None]
 
-    def _settle_action(self, action: Action, usage: Usage) -> asyncio.Task[None] | None:
+    def _settle_action(self, action: Action, evaluation: Evaluation, usage: Usage) -> asyncio.Task[None] | None:
         try:
-            query = self._query(action)
+            query = evaluation.query(action)
             if query is None:
                 return None
-            hits, source = self._hits(action, usage)
+            hits, source = evaluation.hits(action, usage)
         except ActionFailure as failure:
             self._shared.metrics.errors += 1
             self._shared.metrics.action_failed(self._action_set_name)
@@ -650,33 +628,11 @@ class Exchange:
             return None
         if self._charged is None:
             self._charged = hits
-        return self._report(action, _charging(query, hits), usage._replace(source=source))
+        return self._report(action, _charging(query, hits), usage, source)
 
-    def _hits(self, action: Action, usage: Usage) -> tuple[int, Source]:
-        """What an action charges, and who says so. Raises ActionFailure.
-
-        An answer that lacks the number which an expression looks for is charged by the usage that was found: that of
-        another dialect, or an estimate.
-        """
-        if isinstance(action.hits, int):
-            return action.hits, "fixed"
-        looks = any(call.body == "response" for call in action.hits.references.calls)
-        try:
-            hits = self._count(action, action.hits)
-        except ActionFailure:
-            if not looks:
-                raise
-        else:
-            return hits, "reported" if looks else usage.source
-        if usage.source not in ("none", "fixed"):
-            self._bodies.usage = usage
-            try:
-                return self._count(action, action.hits), usage.source
-            except ActionFailure:
-                pass
-        return min(usage.total_tokens, MAX_HITS), usage.source
-
-    def _report(self, action: Action, query: Query, usage: Usage | None = None) -> asyncio.Task[None] | None:
+    def _report(
+        self, action: Action, query: Query, usage: Usage | None = None, source: Source = "fixed"
+    ) -> asyncio.Task[None] | None:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
         decisions = self._shared.decisions
         if decisions.enabled:
@@ -685,7 +641,7 @@ class Exchange:
             fields["domain"] = query.domain
             fields["hits_addend"] = query.hits_addend
             if usage is not None:
-                fields["usage"] = usage.source
+                fields["usage"] = source
                 fields["ending"] = usage.ending
                 fields["model"] = usage.model
             fields["status"] = self.status

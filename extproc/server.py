@@ -119,8 +119,7 @@ class Server:
         wanted = self.config.estimates
         directory = None if wanted.vocabulary is None else Path(wanted.vocabulary)
         vocabulary = await asyncio.to_thread(Vocabulary.open, directory, fallback=wanted.encoding)
-        if self.config.on_missing_usage == "estimate":
-            await asyncio.to_thread(vocabulary.load)
+        await asyncio.to_thread(vocabulary.load)
         self._counting = ", ".join(vocabulary.loaded) or f"by size: {vocabulary.reason}"
         return Estimator(vocabulary)
 

@@ -21,8 +21,8 @@ One file, YAML or JSON. `services`, `actionSets`, `requestData` and `observabili
 are errors. Durations are written `20ms`, `1.5s`, `1h30m`. Paths are relative to the file. `extproc check FILE` says
 what a configuration will do; `extproc schema` prints the JSON Schema that this page is made from.
 
-Changes of the file, of the limits file and of TLS files are noticed and taken at once; `listeners`, `admin`, `report`
-and `bodies.message` are taken at the next start.
+Changes of the file, of the limits file and of TLS files are noticed and taken at once; `listeners`, `admin`,
+`bodies.message` and all of `estimates` but `prompt` are taken at the next start.
 """
 
 

@@ -40,13 +40,13 @@ class JsonReader:
     @property
     def mid_event(self) -> bool:
         """Whether, after `close`, the document lacks its end."""
-        return not self.complete and bool(self._head)
+        return not self.complete and (self._scanner is not None or bool(self._buffer))
 
     def feed(self, data: bytes) -> None:
         """Read the next piece."""
-        if len(self._head) < HEAD:
-            self._head += data[: HEAD - len(self._head)]
         if self._scanner is not None:
+            if len(self._head) < HEAD:
+                self._head += data[: HEAD - len(self._head)]
             self._scanner.feed(data)
             return
         self._buffer += data
@@ -59,7 +59,8 @@ class JsonReader:
             self._parse(bytes(self._buffer))
         if self._scanner is not None:
             self._scanner.close()
-        self._findings.shape = self._wanted.recognise(self._head)
+        head = self._head or bytes(self._buffer[:HEAD])
+        self._findings.shape = self._wanted.shape_of(self._findings.counts, head)
         self._buffer.clear()
 
     def _parse(self, body: bytes) -> None:
@@ -72,11 +73,12 @@ class JsonReader:
             self.unread = None if self._scanner.complete else "corrupt"
         else:
             self._parsed = True
-            tree = self._wanted.document
-            tree.extract(document, self._findings)
-            self._findings.collect_text_later(lambda text: tree.collect(document, text))
+            self._wanted.document.extract(document, self._findings)
+            with_text = self._wanted.with_text
+            self._findings.collect_text_later(lambda text: with_text.collect(document, text))
 
     def _scan(self) -> None:
-        self._scanner = JsonScanner(self._wanted.document, self._findings)
+        self._scanner = JsonScanner(self._wanted.with_text, self._findings)
+        self._head = bytes(self._buffer[:HEAD])
         self._scanner.feed(bytes(self._buffer))
         self._buffer.clear()

@@ -169,7 +169,7 @@ class JsonScanner:
             self._pop()
             return position + 1
         if byte == _QUOTE:
-            if self._node is None or not self._node.is_leaf_wanted:
+            if self._node is None or not self._node.takes:
                 return self._enter_string(position, self._outside, text=self._node is not None and self._node.text)
             found = _STRING.match(data, position)
         else:
@@ -201,7 +201,7 @@ class JsonScanner:
         node = self._node
         if node is not None:
             self._forget(node)
-            if node.is_leaf_wanted:
+            if node.takes:
                 value = _loads(raw)
                 if isinstance(value, (str, int, float)):
                     node.take(value, self._findings)

@@ -23,7 +23,7 @@ class PointerTree:
     Build it with `add`, then `fold` once.
     """
 
-    __slots__ = ("children", "count", "model", "repeated", "text", "wanted")
+    __slots__ = ("children", "count", "model", "repeated", "takes", "text", "wanted")
 
     def __init__(self, paths: Iterable[Path] = ()) -> None:
         self.children: dict[str, PointerTree] = {}
@@ -31,6 +31,8 @@ class PointerTree:
         self.count: str | None = None
         self.model = False
         self.text = False
+        self.takes = False
+        """Whether a scalar here is wanted whole, and not only as text that goes by."""
         self.repeated = False
         """Stands for many places of a document, so that one of them does not replace another."""
         for path in paths:
@@ -45,6 +47,7 @@ class PointerTree:
 
     def fold(self) -> None:
         """Give array indices what is wanted of every element."""
+        self.takes = self.wanted is not None or self.count is not None or self.model
         general = self.children.get(ANY)
         if general is not None:
             general.repeated = True
@@ -62,11 +65,6 @@ class PointerTree:
         for key, child in other.children.items():
             self.children.setdefault(key, PointerTree())._merge(child)
 
-    @property
-    def is_leaf_wanted(self) -> bool:
-        """Whether a scalar here is wanted whole, and not only as text that goes by."""
-        return self.wanted is not None or self.count is not None or self.model
-
     def element(self, index: int) -> PointerTree | None:
         """The step into the element `index` of an array."""
         return self.children.get(str(index)) or self.children.get(ANY)
@@ -75,18 +73,18 @@ class PointerTree:
         """Put every scalar that is wanted of the parsed `document` into `findings`."""
         if isinstance(document, dict):
             children = self.children
-            if len(document) < len(children):
-                for key, value in document.items():
-                    if key in children:
-                        children[key].extract(value, findings)
-            else:
-                for key, child in children.items():
-                    if key in document:
-                        child.extract(document[key], findings)
+            for key in document if len(document) < len(children) else children:
+                child, value = children.get(key), document.get(key)
+                if child is None or value is None:
+                    continue
+                if isinstance(value, (dict, list)):
+                    child.extract(value, findings)
+                elif child.takes:
+                    child.take(value, findings)
         elif isinstance(document, list):
             for child, value in self._elements(document):
                 child.extract(value, findings)
-        elif document is not None and self.is_leaf_wanted:
+        elif document is not None and self.takes:
             self.take(document, findings)
 
     def collect(self, document: Any, text: Text) -> None:
@@ -95,9 +93,15 @@ class PointerTree:
             if document is not None:
                 text.add_value(document)
         elif isinstance(document, dict):
+            said = set()
             for key, child in self.children.items():
-                if key in document:
-                    child.collect(document[key], text)
+                value = document.get(key)
+                if isinstance(value, str):
+                    # Some servers say the same twice, under an old and a new name.
+                    if value in said:
+                        continue
+                    said.add(value)
+                child.collect(value, text)
         elif isinstance(document, list):
             for child, value in self._elements(document):
                 child.collect(value, text)

@@ -121,10 +121,13 @@ class Body:
     def feed(self, data: bytes) -> None:
         self.findings.body_size += len(data)
         if self._format is None:
-            self._head += data
-            if _undecided(self._head):
-                return
-            data = self._choose()
+            if not self._head and data.startswith(b"{") and self._content_type not in _STREAMS:
+                self._format = JsonReader(self._wanted, self.findings, self._limits.json_buffer)
+            else:
+                self._head += data
+                if _undecided(self._head):
+                    return
+                data = self._choose()
         assert self._format is not None
         self._format.feed(data)
 

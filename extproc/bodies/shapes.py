@@ -19,6 +19,10 @@ class Shape:
     needles: tuple[bytes, ...]
     """An event with token counts contains one of these; the others are not parsed."""
     counts: tuple[str, ...]
+    event_counts: tuple[str, ...] = ()
+    """More counts, which occur in events alone."""
+    own: tuple[str, ...] = ()
+    """Those of `counts` that no other family has: a document with one of them needs no `opening`."""
     models: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     """Generated text in a document: strings, or values whose JSON counts (tool call arguments)."""

@@ -18,13 +18,12 @@ _CUT_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*(\\(?:u[0-9a-fA-F]{0,3})?)$")
 class Text:
     """`size` is in bytes, escapes as they were written; `kept` of them, from the beginning, are held."""
 
-    __slots__ = ("_kept", "_last", "_limit", "size")
+    __slots__ = ("_kept", "_limit", "size")
 
     def __init__(self, limit: int = 0) -> None:
         self.size = 0
         self._limit = limit
         self._kept = bytearray()
-        self._last: str | None = None
 
     @property
     def kept(self) -> int:
@@ -39,17 +38,11 @@ class Text:
             self._kept += escaped if len(escaped) <= room else escaped[:room]
 
     def add_value(self, value: object) -> None:
-        """Take a parsed value: a string as it is, tool call arguments and the like as their JSON.
-
-        Some servers say the same twice, under an old and a new name; that counts once.
-        """
+        """Take a parsed value: a string as it is, tool call arguments and the like as their JSON."""
         try:
             text = value if isinstance(value, str) else orjson.dumps(value).decode()
         except TypeError:  # nested deeper than it goes
             return
-        if text == self._last:
-            return
-        self._last = text
         self.add(json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8", "surrogatepass"))
 
     def decoded(self) -> str:

@@ -23,7 +23,7 @@ class Events:
     def __init__(self, pointers: Iterable[Path], shapes: Sequence[Shape], *, count_text: bool) -> None:
         self.tree = PointerTree(pointers)
         for shape in shapes:
-            _add_counts(self.tree, shape)
+            _add_counts(self.tree, (*shape.counts, *shape.event_counts), shape.models)
         # Of several shapes one's objects may hold the strings of another.
         objects = shapes if count_text and len(shapes) == 1 else ()
         _add_text(self.tree, (path for shape in objects for path in shape.event_objects))
@@ -37,38 +37,52 @@ class Events:
 
 
 class Wanted:
-    """`pointers` of expressions, and the usage and text of `shapes`, of which at most `keep_text` bytes are kept."""
+    """`pointers` of expressions, and the usage and text of `shapes`, of which at most `keep_text` bytes are kept.
 
-    __slots__ = ("_by_shape", "_openings", "any_shape", "document", "keep_text")
+    `document` finds all but the text of a document, `with_text` that too.
+    """
+
+    __slots__ = ("_by_shape", "_openings", "_owners", "any_shape", "document", "keep_text", "with_text")
 
     def __init__(
         self, pointers: frozenset[Path], shapes: Sequence[Shape] = (), *, keep_text: int = 0, count_text: bool = True
     ) -> None:
         self.keep_text = keep_text
         self.document = PointerTree(pointers)
+        self.with_text = PointerTree(pointers)
         for shape in shapes:
-            _add_counts(self.document, shape)
+            _add_counts(self.document, shape.counts, shape.models)
+            _add_counts(self.with_text, shape.counts, shape.models)
             if count_text:
-                _add_text(self.document, shape.text)
+                _add_text(self.with_text, shape.text)
         self.document.fold()
+        self.with_text.fold()
         self.any_shape = Events(pointers, shapes, count_text=count_text)
         self._by_shape = {shape.name: Events(pointers, (shape,), count_text=count_text) for shape in shapes}
+        self._owners = {pointer: shape.name for shape in shapes for pointer in shape.own}
         self._openings = [(re.compile(shape.opening).search, shape.name) for shape in shapes]
 
     def recognise(self, beginning: bytes) -> str:
         """The name of the shape that begins like this, "" for none."""
         return next((name for search, name in self._openings if search(beginning)), "")
 
+    def shape_of(self, counts: Iterable[str], beginning: bytes) -> str:
+        """The name of the shape of a document with these counts that begins like this, "" for none."""
+        for pointer in counts:
+            if pointer in self._owners:
+                return self._owners[pointer]
+        return self.recognise(beginning)
+
     def events_of(self, shape: str) -> Events:
         """How streams of a recognised shape are read."""
         return self._by_shape.get(shape, self.any_shape)
 
 
-def _add_counts(tree: PointerTree, shape: Shape) -> None:
-    for pointer in shape.counts:
+def _add_counts(tree: PointerTree, counts: Iterable[str], models: Iterable[str]) -> None:
+    for pointer in counts:
         for path in _places(pointer):
             tree.at(path).count = pointer
-    for pointer in shape.models:
+    for pointer in models:
         for path in _places(pointer):
             tree.at(path).model = True
 
@@ -88,8 +102,8 @@ def _places(pointer: str) -> tuple[Path, Path]:
 def _strings_at(keys: Iterable[str]) -> re.Pattern[bytes]:
     """Matches the contents of strings at `keys`; quotes in JSON strings are escaped, so nothing else can match.
 
-    The same string again, a few members later in the same line, is another name for it and does not count.
+    The same string again, a few members later in the same object, is another name for it and does not count.
     """
     key = rb'"(?:' + "|".join(map(re.escape, keys)).encode() + rb')"[ \t]*+:[ \t]*+"'
-    again = rb'(?:(?:[^"\r\n]*+"[^"\r\n]*+"){0,4}?[^"\r\n]*+' + key + rb'\1")?+'
+    again = rb'(?:(?:[^"}\r\n]*+"[^"\r\n]*+"){0,4}?[^"}\r\n]*+' + key + rb'\1")?+'
     return re.compile(key + rb'([^"\\\r\n]*+(?:\\.[^"\\\r\n]*+)*+)"' + again)

@@ -48,6 +48,7 @@ _JSON_TYPES: dict[type, str] = {
 _EXPECTED = {
     "string": "a string",
     "integer": "an integer",
+    "number": "a number",
     "boolean": "`true` or `false`",
     "array": "a list",
     "object": "an object",
@@ -93,7 +94,9 @@ class _Comparison:
         return self._compare(data, self._root, ())
 
     def _compare(self, value: Any, schema: Schema, steps: Steps) -> Iterator[Problem]:
-        arm = next((arm for arm in self._arms(schema) if arm.get("type") == _JSON_TYPES[type(value)]), None)
+        kind = _JSON_TYPES[type(value)]
+        kinds = (kind, "number") if kind == "integer" else (kind,)
+        arm = next((arm for arm in self._arms(schema) if arm.get("type") in kinds), None)
         if arm is None:
             hint = "; put it in quotes" if self._expected(schema) == "a string" and _is_scalar(value) else ""
             message = f"expected {self._expected(schema)}, found {_found(value, steps)}{hint}"

@@ -1,6 +1,6 @@
 """Play the story on the real Envoy, on this machine and without Docker: a JSON answer and a streamed one are counted,
-the limit is reached, and the limiter moves into a process of its own. Everything listens on free local ports and is
-stopped at the end.
+the limit is reached, four providers are asked the same, a client hangs up, and the limiter moves into a process of its
+own. Everything listens on free local ports and is stopped at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 from extproc.admin.server import AdminError
 from extproc.config.errors import ConfigError
-from extproc.demo.story import Page, StoryError, stay, tell
+from extproc.demo.page import Page, StoryError
+from extproc.demo.story import stay, tell
 from extproc.gateway import GatewayError
 from extproc.telemetry.logs import configure
 from extproc.transport.listener import ListenError

@@ -31,7 +31,7 @@ class Expression:
     functions whose argument is not literal.
     """
 
-    __slots__ = ("_program", "functions", "references", "source", "variables")
+    __slots__ = ("_program", "functions", "looks_into_answer", "references", "source", "variables")
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_SOURCE:
@@ -41,6 +41,7 @@ class Expression:
             self.references: References = find_references(source)
         except ValueError as error:
             raise ExpressionError(_first_problem(str(error))) from None
+        self.looks_into_answer = any(call.body == "response" for call in self.references.calls)
         self.source = source
         self.variables = frozenset(self._program.variables())
         self.functions = frozenset(name for name in self._program.functions() if not _OPERATOR.match(name))

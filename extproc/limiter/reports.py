@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal, Protocol, TypeVar
 
 from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
 
 _LOG = logging.getLogger("extproc.report")
+T = TypeVar("T")
 Ask = Callable[[Query, Metadata], Answer]
 FIRST_RETRY = 0.1
 LONGEST_RETRY = 5.0
@@ -38,6 +39,8 @@ class ReportQueue:
         self.retry_for = retry_for
         self._metrics = metrics
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deferred: set[asyncio.Task[None]] = set()
+        self._given_up = 0
 
     def __len__(self) -> int:
         """How many reports are under way."""
@@ -59,22 +62,49 @@ class ReportQueue:
             return None
         return self._track(asyncio.create_task(self._send(ask, query, metadata, request_id, answer)))
 
-    def defer(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what will submit reports later; `flush` waits for it too. Whoever makes the work bounds it."""
-        return self._track(asyncio.create_task(work))
+    def defer(
+        self, value: Awaitable[T], submit: Callable[[T], Iterable[asyncio.Task[None]]], request_id: str
+    ) -> asyncio.Task[None]:
+        """Have `submit` report `value` when it is there; the task ends when what it submits does.
+
+        `flush` waits for it too. It takes no place of `capacity`: whoever makes the value bounds how many there are.
+        """
+        task = asyncio.create_task(self._submit_later(value, submit, request_id))
+        self._deferred.add(task)
+        task.add_done_callback(self._deferred.discard)
+        return task
+
+    async def _submit_later(
+        self, value: Awaitable[T], submit: Callable[[T], Iterable[asyncio.Task[None]]], request_id: str
+    ) -> None:
+        try:
+            found = await value
+        except asyncio.CancelledError:
+            self._give_up({"fields": {"request_id": request_id}})
+            raise
+        if reports := list(submit(found)):
+            await asyncio.wait(reports)
 
     async def flush(self, deadline: float) -> int:
         """Wait at most `deadline` seconds for all reports and give up the others; how many were given up."""
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
+        before = self._given_up
         # What was deferred submits more.
-        while self._tasks and (left := end - loop.time()) > 0:
-            await asyncio.wait(self._tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        late = list(self._tasks)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        return sum(task.cancelled() for task in late)
+        while (waiting := self._tasks | self._deferred) and (left := end - loop.time()) > 0:
+            await asyncio.wait(waiting, timeout=left)
+        while late := self._tasks | self._deferred:
+            # Those that have not begun do so now: cancelled before that, they could tell nothing.
+            await asyncio.sleep(0)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        return self._given_up - before
+
+    def _give_up(self, extra: dict[str, object]) -> None:
+        self._given_up += 1
+        self._metrics.report_ended("dropped")
+        _LOG.warning("rate limit report dropped: no time is left", extra=extra)
 
     def _track(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._tasks.add(task)
@@ -91,8 +121,7 @@ class ReportQueue:
             self._metrics.report_ended("failed")
             _LOG.warning("rate limit report failed: %s", error, extra=_fields(query, request_id))
         except asyncio.CancelledError:
-            self._metrics.report_ended("dropped")
-            _LOG.warning("rate limit report dropped: no time is left", extra=_fields(query, request_id))
+            self._give_up(_fields(query, request_id))
             raise
         except Exception:  # noqa: BLE001 - nobody awaits this task for its result
             self._metrics.report_ended("failed")

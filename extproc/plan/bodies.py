@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from extproc.bodies.findings import Path, Scalar, Values
+from extproc.bodies.findings import Path, Scalar, Values, count_of
 from extproc.expressions import PointerCall
 from extproc.expressions.pointer import parse_pointer
 from extproc.usage.usage import Usage
@@ -65,9 +65,12 @@ class BodyValues:
         return _first(self.request, paths, kind)
 
     def _in_response(self, paths: Sequence[Path], kind: str) -> Scalar | None:
-        found = _first(self.response, paths, kind)
-        if found is not None or self.usage is None:
-            return found
+        if self.usage is None:
+            return _first(self.response, paths, kind)
+        for path in paths:
+            value, count = self.response.get(path), _count_at(path, self.usage)
+            if value is not None and is_kind(value, kind) and (count is None or count_of(value) is not None):
+                return value
         counts = (_count_at(path, self.usage) for path in paths)
         return next((count for count in counts if count is not None), None)
 

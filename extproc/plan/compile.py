@@ -253,6 +253,8 @@ class _Compiler:
                 return None
         for member in sorted(expression.references.members):
             self._unknown_attribute(member, path)
+        if (USAGE, "cost") in expression.references.members and "*" not in self._config.prices:
+            self._warn(path, "`usage.cost` is null for models without a price, and what needs it fails; `*` prices all")
         return expression
 
     def _unknown_attribute(self, member: tuple[str, ...], path: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
+from extproc.usage.patterns import ModelPattern
 
 
 class UsageRequests:
@@ -29,7 +29,7 @@ class UsageRequests:
         """Whether the extra frame is taken out of the client's stream again."""
         self._paths = tuple(paths)
         self._except_hosts = HostTable(dict.fromkeys(except_hosts, True))
-        self._except_models = tuple(model.lower() for model in except_models)
+        self._except_models = tuple(map(ModelPattern, except_models))
 
     def may_ask(self, facts: RequestFacts) -> bool:
         """Whether the headers allow it; a body in a content coding cannot be edited."""
@@ -42,4 +42,4 @@ class UsageRequests:
 
     def may_ask_model(self, model: str) -> bool:
         """Whether the model that the request names may be asked."""
-        return not any(fnmatchcase(model.lower(), pattern) for pattern in self._except_models)
+        return not any(pattern.matches(model) for pattern in self._except_models)

@@ -24,7 +24,7 @@ FIRST_TOKEN: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5
 PER_TOKEN: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 DURATION: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 
-_DIRECTIONS: Final = ("input", "output", "cached", "reasoning")
+_DIRECTIONS: Final = ("input", "output", "cached", "cache_write", "reasoning")
 _MODEL: Final = ("gen_ai_provider_name", "gen_ai_response_model")
 
 
@@ -56,12 +56,13 @@ class GenAiMetrics:
         `provider` is one of a bounded number, "" when it is not known.
         """
         series = self._series.get((usage.model, provider)) or self._series_of(usage.model, provider)
-        prompt, completion, _, cached, _, reasoning, _, source, ending, _, cost = usage
+        prompt, completion, _, cached, written, reasoning, _, source, ending, _, cost = usage
         tokens = series.tokens[source]
         tokens[0] += prompt
         tokens[1] += completion
         tokens[2] += cached
-        tokens[3] += reasoning
+        tokens[3] += written
+        tokens[4] += reasoning
         if cost is not None:
             series.cost = cost + (series.cost or 0)
         if prompt:

@@ -42,6 +42,8 @@ MAX_ENDPOINTS: Final = 50
 MAX_ACTION_SETS: Final = 500
 """Reloads can bring any number of names over time; those beyond are counted as one."""
 
+_MAX_WAITING: Final = 256
+"""Exchanges whose usage is not yet in the metrics by model; a scrape counts them all."""
 _OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0"
 _KUADRANT: Final = {
     "configs": "Configurations loaded.",
@@ -83,6 +85,7 @@ class Metrics(Collector):
         self._calls: dict[str, _Calls] = {}
         self._action_failures: dict[str, int] = {}
         self._genai = GenAiMetrics()
+        self._used: list[tuple[Usage, str, float, float | None]] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -99,9 +102,19 @@ class Metrics(Collector):
         return sum(self._endings.values())
 
     def used(self, usage: Usage, provider: str, seconds: float, first_token: float | None) -> None:
-        """An exchange with an answer used `usage`; see `GenAiMetrics.used`."""
-        self._sources[usage.source] += 1
-        self._genai.used(usage, provider, seconds, first_token)
+        """An exchange with an answer used `usage`; see `GenAiMetrics.used`.
+
+        Among the work of a request that costs several times what it costs in a row with others, so it waits for them.
+        """
+        self._used.append((usage, provider, seconds, first_token))
+        if len(self._used) >= _MAX_WAITING:
+            self._count_used()
+
+    def _count_used(self) -> None:
+        for usage, provider, seconds, first_token in self._used:
+            self._sources[usage.source] += 1
+            self._genai.used(usage, provider, seconds, first_token)
+        self._used.clear()
 
     def estimated(self, method: EstimateMethod) -> None:
         """Tokens that no model reported were counted in a text, or guessed from a size."""
@@ -158,6 +171,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Ours, for prometheus_client."""
+        self._count_used()
         yield _gauge("exchanges_open", "HTTP exchanges under way.", self.exchanges_open)
         yield _counter("exchanges", "HTTP exchanges that ended, by how.", "ending", self._endings)
         yield _counter("usage", "Exchanges by where their token usage came from.", "source", self._sources)

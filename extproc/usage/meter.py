@@ -48,25 +48,26 @@ class Meter:
     def read(
         self,
         findings: Findings,
-        request: Request,
+        about: Callable[[], Request],
         ending: Ending,
         estimator: Estimator,
         estimated: Callable[[Method], None],
     ) -> Usage | Awaitable[Usage]:
         """The usage of an exchange; an awaitable where tokens have to be counted first.
 
-        `estimated` is told how an estimate was made.
+        `about` is asked for the request where the answer does not tell all, `estimated` is told how an estimate was
+        made.
         """
         dialect, said = reported(findings)
-        model = findings.model or request.model or model_from_path(request.path)
+        model = findings.model or _named(about())
+        if said is not None and _tells_all(said, findings):
+            return self._priced(_reported(said, model, ending, dialect))
         known = Usage(model=model, ending=ending, dialect=dialect)
-        if said is not None and said.final and said.prompt is not None and said.completion is not None:
-            return self._priced(_reported(known, said))
         if self._missing.policy == "skip":
-            return self._priced(known if said is None else _reported(known, said))
-        if self._missing.policy == "fixed" and said is None:
-            return known._replace(source="fixed", total_tokens=self._missing.fixed)
-        estimate = estimator.estimate(_job(known, findings, request, said or _NOTHING))
+            return self._priced(known if said is None else _reported(said, model, ending, dialect))
+        if self._missing.policy == "fixed":
+            return _fixed(known, said or _NOTHING, self._missing.fixed)
+        estimate = estimator.estimate(_job(known, findings, about(), said or _NOTHING))
 
         def finished(estimate: Estimate) -> Usage:
             estimated(estimate.method)
@@ -79,24 +80,37 @@ class Meter:
         return usage if cost is None else usage._replace(cost=cost)
 
 
+def _tells_all(said: Reported, findings: Findings) -> bool:
+    if not said.final or said.prompt is None:
+        return False
+    return said.completion is not None or not findings.text.size
+
+
+def _named(request: Request) -> str:
+    """The model that a request asked for, "" when it cannot be told."""
+    return request.model or model_from_path(request.path)
+
+
 async def _later(estimate: Awaitable[Estimate], finished: Callable[[Estimate], Usage]) -> Usage:
     return finished(await estimate)
 
 
-def _reported(known: Usage, said: Reported) -> Usage:
+def _reported(said: Reported, model: str, ending: Ending, dialect: str) -> Usage:
+    prompt, completion, total, cached, cache_write, reasoning, _ = said
+    prompt, completion = prompt or 0, completion or 0
+    if total is None:
+        total = prompt + completion
+    return Usage(prompt, completion, total, cached, cache_write, reasoning, model, "reported", ending, dialect)
+
+
+def _fixed(known: Usage, said: Reported, tokens: int) -> Usage:
+    """What was said of a part is charged too where it is more."""
     prompt, completion = said.prompt or 0, said.completion or 0
-    total = prompt + completion if said.total is None else said.total
-    return Usage(
-        prompt,
-        completion,
-        total,
-        said.cached,
-        said.cache_write,
-        said.reasoning,
-        known.model,
-        "reported",
-        known.ending,
-        known.dialect,
+    return known._replace(
+        source="fixed",
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=max(tokens, prompt + completion),
     )
 
 
@@ -105,8 +119,8 @@ def _estimated(known: Usage, said: Reported, estimate: Estimate) -> Usage:
     prompt = estimate.prompt if said.prompt is None else said.prompt
     completion = said.completion if said.final and said.completion is not None else estimate.completion
     completion = max(completion, said.completion or 0)
-    whole = _reported(known, said._replace(prompt=prompt, completion=completion, total=None))
-    return whole._replace(source="estimated")
+    whole = said._replace(prompt=prompt, completion=completion, total=None)
+    return _reported(whole, known.model, known.ending, known.dialect)._replace(source="estimated")
 
 
 def _job(known: Usage, findings: Findings, request: Request, said: Reported) -> Job:

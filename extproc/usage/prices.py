@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from extproc.usage.patterns import ModelPattern
 from extproc.usage.usage import Usage
 
 MAX_PRICE: Final = 10**9
@@ -56,16 +57,17 @@ class Prices:
     by `*` alone. Raises ValueError that names the price which is no number from 0 to a billion.
     """
 
-    __slots__ = ("_any_case", "_find", "_names", "_patterns")
+    __slots__ = ("_any", "_any_case", "_find", "_names", "_patterns")
 
     def __init__(self, table: Mapping[str, Price]) -> None:
         rates = {model: _rates(model, price) for model, price in table.items()}
+        self._any = bool(rates)
         self._names = {model: each for model, each in rates.items() if "*" not in model}
         self._any_case: dict[str, _Rates] = {}
         for model, each in self._names.items():
             self._any_case.setdefault(model.lower(), each)
         patterns = sorted((model for model in rates if "*" in model), key=len, reverse=True)
-        self._patterns = [(pattern.lower().split("*"), rates[pattern]) for pattern in patterns]
+        self._patterns = [(ModelPattern(pattern), rates[pattern]) for pattern in patterns]
         self._find = lru_cache(REMEMBERED)(self._search)
 
     def cost(self, usage: Usage) -> int | None:
@@ -74,28 +76,14 @@ class Prices:
         Tokens from and for a cache are part of the prompt and cost their own price instead of its; reasoning is part
         of the completion and costs as much.
         """
+        if not self._any:
+            return None
         rates = self._find(usage.model)
         return None if rates is None else rates.cost(usage)
 
     def _search(self, model: str) -> _Rates | None:
-        folded = model.lower()
-        named = self._names.get(model) or self._any_case.get(folded)
-        return named or next((rates for parts, rates in self._patterns if _matches(parts, folded)), None)
-
-
-def _matches(parts: list[str], text: str) -> bool:
-    """Whether `text` is made of `parts`, at least two, with anything between them; in time linear in both."""
-    first, *middle, last = parts
-    end = len(text) - len(last)
-    if end < len(first) or not text.startswith(first) or not text.endswith(last):
-        return False
-    position = len(first)
-    for part in middle:
-        found = text.find(part, position, end)
-        if found < 0:
-            return False
-        position = found + len(part)
-    return True
+        named = self._names.get(model) or self._any_case.get(model.lower())
+        return named or next((rates for pattern, rates in self._patterns if pattern.matches(model)), None)
 
 
 def _rates(model: str, price: Price) -> _Rates:

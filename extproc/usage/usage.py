@@ -12,7 +12,8 @@ Ending = Literal["complete", "client_gone", "upstream_cut", "error"]
 
 
 class Reported(NamedTuple):
-    """What a model's answer says, in the terms of all dialects. None: it does not say.
+    """What a model's answer says, in the terms of all dialects. None: it does not say, which for a completion is as
+    much as none where nothing was generated.
 
     `final` is False where more was generated than `completion` says, as when a stream was cut.
     """

@@ -77,6 +77,7 @@ def test_tokens_are_counted_by_model_direction_and_source() -> None:
         "input": 300,
         "output": 150,
         "cached": 60,
+        "cache_write": 0,
         "reasoning": 90,
     }
     assert found[("input", "gpt-4o", "estimated")] == 7

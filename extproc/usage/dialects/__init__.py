@@ -17,11 +17,12 @@ def reported(findings: Findings) -> tuple[str, Reported | None]:
     Of a reported prompt at most all of it is cached, of a completion at most all of it reasoning.
     """
     recognised = DIALECTS.get(findings.shape)
-    if findings.counts:
-        asked = () if recognised is None else (recognised,)
-        for dialect in (*asked, *DIALECTS.values()):
-            usage = dialect.usage(findings.counts)
-            if usage is not None:
+    counts = findings.counts
+    if counts:
+        if recognised is not None and (usage := recognised.usage(counts)) is not None:
+            return recognised.name, _bounded(usage)
+        for dialect in DIALECTS.values():
+            if (usage := dialect.usage(counts)) is not None:
                 return dialect.name, _bounded(usage)
     return findings.shape, None
 
@@ -29,6 +30,8 @@ def reported(findings: Findings) -> tuple[str, Reported | None]:
 def _bounded(usage: Reported) -> Reported:
     """`usage` whose parts are no more than their wholes, whatever a server says: prices subtract them."""
     cached, cache_write, reasoning = usage.cached, usage.cache_write, usage.reasoning
+    if not (cached or cache_write or reasoning):
+        return usage
     if usage.prompt is not None:
         cached = min(cached, usage.prompt)
         cache_write = min(cache_write, usage.prompt - cached)

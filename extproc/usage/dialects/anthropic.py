@@ -26,13 +26,16 @@ def _usage(counts: Counts) -> Reported | None:
     )
     if uncached is None and output is None:
         return None
+    final = f"{_LAST}/{_OUTPUT}" in counts
+    prompt = None if uncached is None else uncached + (read or 0) + (write or 0)
     return Reported(
-        None if uncached is None else uncached + (read or 0) + (write or 0),
+        # Servers that translate begin with zeros and tell all at the end.
+        prompt if final else prompt or None,
         output,
         cached=read or 0,
         cache_write=write or 0,
         reasoning=reasoning or 0,
-        final=f"{_LAST}/{_OUTPUT}" in counts,
+        final=final,
     )
 
 

@@ -34,10 +34,10 @@ def _converse(counts: Counts) -> Reported | None:
         return None
     read, write = first(counts, *_READ) or 0, first(counts, *_WRITE) or 0
     prompt = counts[_INPUT] + read + write if _INPUT in counts else None
-    completion, total = counts.get(_OUTPUT, 0), counts.get(_TOTAL)
+    completion, total = counts.get(_OUTPUT), counts.get(_TOTAL)
     if total is not None:
         # AWS does not say whether the total has the cache in it; it is all that was used only if it has.
-        total = max(total, (prompt or 0) + completion)
+        total = max(total, (prompt or 0) + (completion or 0))
     return Reported(prompt, completion, total, cached=read, cache_write=write)
 
 
@@ -53,7 +53,7 @@ def _titan(counts: Counts) -> Reported | None:
 def _llama(counts: Counts) -> Reported | None:
     if _LLAMA_INPUT not in counts and _LLAMA_OUTPUT not in counts:
         return None
-    return Reported(counts.get(_LLAMA_INPUT), counts.get(_LLAMA_OUTPUT, 0))
+    return Reported(counts.get(_LLAMA_INPUT), counts.get(_LLAMA_OUTPUT))
 
 
 DIALECT = Dialect(

@@ -31,7 +31,7 @@ def _usage(counts: Counts) -> Reported | None:
     for at in (f"{place}/{kind}" for kind in _KINDS for place in _PLACES):
         prompt, completion = counts.get(f"{at}/{_INPUT}"), counts.get(f"{at}/{_OUTPUT}")
         if prompt is not None or completion is not None:
-            return Reported(prompt, completion or 0, cached=first(counts, *under(_PLACES, (_CACHED,))) or 0)
+            return Reported(prompt, completion, cached=first(counts, *under(_PLACES, (_CACHED,))) or 0)
     return None
 
 

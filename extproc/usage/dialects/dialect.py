@@ -32,7 +32,10 @@ class Dialect:
 
 def first(counts: Counts, *pointers: str) -> int | None:
     """The count at the first pointer that has one."""
-    return next((counts[pointer] for pointer in pointers if pointer in counts), None)
+    for pointer in pointers:
+        if pointer in counts:
+            return counts[pointer]
+    return None
 
 
 def total_of(counts: Counts, *pointers: str) -> int | None:

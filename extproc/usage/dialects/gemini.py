@@ -53,7 +53,6 @@ def _usage(counts: Counts) -> Reported | None:
         None if completion is None else first(counts, *_pointers(_TOTAL)),
         cached=first(counts, *_pointers(_CACHED)) or 0,
         reasoning=thoughts or 0,
-        final=completion is not None,
     )
 
 

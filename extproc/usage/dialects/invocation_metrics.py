@@ -20,7 +20,7 @@ def metrics_usage(counts: Counts) -> Reported | None:
         return None
     return Reported(
         total_of(counts, _INPUT, _READ, _WRITE),
-        counts.get(_OUTPUT, 0),
+        counts.get(_OUTPUT),
         cached=counts.get(_READ, 0),
         cache_write=counts.get(_WRITE, 0),
     )

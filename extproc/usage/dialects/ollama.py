@@ -17,7 +17,7 @@ _PROMPT, _COMPLETION = "/prompt_eval_count", "/eval_count"
 def _usage(counts: Counts) -> Reported | None:
     if _PROMPT not in counts and _COMPLETION not in counts:
         return None
-    return Reported(counts.get(_PROMPT), counts.get(_COMPLETION, 0))
+    return Reported(counts.get(_PROMPT), counts.get(_COMPLETION))
 
 
 DIALECT = Dialect(

@@ -14,37 +14,29 @@ from extproc.usage.dialects.opening import has_member
 from extproc.usage.usage import Reported
 
 _PLACES = ("/usage", "/x_groq/usage", "/choices/0/usage")
-"""The second is Groq's in streams for which no usage was asked, the third Moonshot's."""
-_PROMPT, _COMPLETION, _TOTAL = "prompt_tokens", "completion_tokens", "total_tokens"
+"""In streams the second is Groq's where no usage was asked, the third Moonshot's."""
+_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _CACHED = ("prompt_tokens_details/cached_tokens", "prompt_cache_hit_tokens", "cached_tokens")
 """OpenAI's name for it, DeepSeek's and Moonshot's."""
-_CACHE_WRITE = "prompt_tokens_details/cache_write_tokens"
-_REASONING = "completion_tokens_details/reasoning_tokens"
+_DETAILS = ("prompt_tokens_details/cache_write_tokens", "completion_tokens_details/reasoning_tokens")
+_POINTERS = tuple((under((place,), _FIELDS), under((place,), _CACHED), under((place,), _DETAILS)) for place in _PLACES)
 
 
 def _usage(counts: Counts) -> Reported | None:
-    return next((usage for place in _PLACES if (usage := _usage_at(place, counts))), None)
-
-
-def _usage_at(place: str, counts: Counts) -> Reported | None:
-    prompt, completion, total = (counts.get(f"{place}/{field}") for field in (_PROMPT, _COMPLETION, _TOTAL))
-    if prompt is None and completion is None:
-        # Some embedding servers tell a total alone; beside other counts it belongs to another dialect.
-        return Reported(total, 0, total) if total is not None and len(counts) == 1 else None
-    if total is not None:
-        if prompt is None:
-            prompt = max(0, total - (completion or 0))
-        completion = max(completion or 0, total - prompt)
-    elif completion is None and prompt is not None:
-        completion = 0
-    return Reported(
-        prompt,
-        completion,
-        total,
-        cached=first(counts, *under((place,), _CACHED)) or 0,
-        cache_write=counts.get(f"{place}/{_CACHE_WRITE}", 0),
-        reasoning=counts.get(f"{place}/{_REASONING}", 0),
-    )
+    for (prompt_at, completion_at, total_at), cached_at, (cache_write_at, reasoning_at) in _POINTERS:
+        prompt, completion, total = counts.get(prompt_at), counts.get(completion_at), counts.get(total_at)
+        if prompt is None and completion is None:
+            # Some embedding servers tell a total alone; beside other counts it belongs to another dialect.
+            if total is not None and len(counts) == 1:
+                return Reported(total, 0, total)
+            continue
+        if total is not None:
+            if prompt is None:
+                prompt = max(0, total - (completion or 0))
+            completion = max(completion or 0, total - prompt)
+        cached = first(counts, *cached_at) or 0
+        return Reported(prompt, completion, total, cached, counts.get(cache_write_at, 0), counts.get(reasoning_at, 0))
+    return None
 
 
 DIALECT = Dialect(
@@ -56,9 +48,11 @@ DIALECT = Dialect(
         ),
         needles=(b'_tokens"', invocation_metrics.NEEDLE),
         counts=(
-            *under(_PLACES, (_PROMPT, _COMPLETION, _TOTAL, *_CACHED, _CACHE_WRITE, _REASONING)),
+            *under(_PLACES[:1], (*_FIELDS, *_CACHED, *_DETAILS)),
             *invocation_metrics.COUNTS,
         ),
+        event_counts=under(_PLACES[1:], (*_FIELDS, *_CACHED, *_DETAILS)),
+        own=("/usage/prompt_tokens",),
         models=("/model",),
         text=(
             "/choices/*/message/content",

@@ -29,10 +29,10 @@ def _usage(counts: Counts) -> Reported | None:
 
 def _usage_at(place: str, counts: Counts) -> Reported:
     prompt, total = counts[f"{place}/{_INPUT}"], counts.get(f"{place}/{_TOTAL}")
-    completion = counts.get(f"{place}/{_OUTPUT}", 0)
+    completion = counts.get(f"{place}/{_OUTPUT}")
     return Reported(
         prompt,
-        completion if total is None else max(completion, total - prompt),
+        completion if total is None else max(completion or 0, total - prompt),
         total,
         cached=counts.get(f"{place}/{_CACHED}", 0),
         cache_write=counts.get(f"{place}/{_CACHE_WRITE}", 0),

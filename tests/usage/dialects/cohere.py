@@ -93,7 +93,7 @@ CASES = [
             "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 2}},
             "response_type": "embeddings_by_type",
         },
-        Reported(2, 0),
+        Reported(2),
         model="",
         text="",
     ),

@@ -38,7 +38,7 @@ CASES = [
     Case(
         "embed",
         {"model": "m", "embeddings": [[0.1, 0.2]], "total_duration": 1, "prompt_eval_count": 8},
-        Reported(8, 0),
+        Reported(8),
         text="",
     ),
     Case(
