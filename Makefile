@@ -6,7 +6,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench fuzz proto docs clean
+.PHONY: help demo test lint format bench accounting fuzz proto docs clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -29,6 +29,9 @@ format: $(VENV)/.dev ## Format the code
 
 bench: $(VENV)/.dev ## Measure against the floor; needs h2load (Debian: nghttp2-client)
 	$(BIN)/python -m bench
+
+accounting: $(VENV)/.dev ## Play transcripts and compare what was counted with the truth
+	$(BIN)/python -m accounting --write docs/accounting.md
 
 fuzz: $(VENV)/.dev ## Fuzz the body readers (FUZZ_SECONDS=60)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)

@@ -68,7 +68,9 @@ async def _scenario(scenario: Scenario, servers: Sequence[str], length: Length, 
     async with AsyncExitStack() as running:
         directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="extproc-bench-")))
         upstream = await running.enter_async_context(model(*scenario.options(length)))
-        stacks = [await running.enter_async_context(stack(server, upstream, directory)) for server in servers]
+        stacks = [
+            await running.enter_async_context(stack(server, upstream, directory, scenario.path)) for server in servers
+        ]
         runs = []
         for repetition in range(repeat):
             for each in stacks:

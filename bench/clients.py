@@ -14,9 +14,9 @@ _STAMP = re.compile(rb'"content":"(\d{6,})"')
 _LONGEST_FRAME = 4096
 
 
-def request(body: bytes) -> bytes:
+def request(path: str, body: bytes) -> bytes:
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
         f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -61,14 +61,14 @@ class Reader(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def connect(address: str, body: bytes) -> Reader:
+async def connect(address: str, path: str, body: bytes) -> Reader:
     host, _, port = address.rpartition(":")
-    sent = request(body)
+    sent = request(path, body)
     _, reader = await asyncio.get_running_loop().create_connection(lambda: Reader(sent), host, int(port))
     return reader
 
 
-async def frame_ages(address: str, body: bytes, streams: int, gap: float) -> list[float]:
+async def frame_ages(address: str, path: str, body: bytes, streams: int, gap: float) -> list[float]:
     """How old, in ms, each frame of `streams` parallel streams was on arrival.
 
     The streams begin evenly spread over `gap` seconds, the time between two frames: in step they would measure
@@ -76,22 +76,24 @@ async def frame_ages(address: str, body: bytes, streams: int, gap: float) -> lis
     """
     readers = []
     for _ in range(streams):
-        readers.append(await connect(address, body))
+        readers.append(await connect(address, path, body))
         await asyncio.sleep(gap / streams)
     await asyncio.gather(*(reader.done for reader in readers))
     return [age for reader in readers for age in reader.ages]
 
 
-async def download(address: str, body: bytes) -> int:
+async def download(address: str, path: str, body: bytes) -> int:
     """Reads a whole answer and keeps nothing of it; its size on the wire in bytes."""
-    reader = await connect(address, body)
+    reader = await connect(address, path, body)
     await reader.done
     return reader.received
 
 
-async def while_waiting(address: str, body: bytes, count: int, reached: Callable[[], Awaitable[None]]) -> None:
+async def while_waiting(
+    address: str, path: str, body: bytes, count: int, reached: Callable[[], Awaitable[None]]
+) -> None:
     """Holds `count` requests open until `reached` returns, then drops them."""
-    readers = [await connect(address, body) for _ in range(count)]
+    readers = [await connect(address, path, body) for _ in range(count)]
     try:
         await reached()
     finally:

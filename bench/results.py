@@ -11,6 +11,7 @@ from pathlib import Path
 Value = float | None
 Row = dict[str, object]
 FLOOR = "floor"
+BLIND = "blind"
 _SAME_CHUNKS = 0.1
 
 
@@ -29,6 +30,7 @@ MEASURES = (
     Measure("requests_per_s", "requests/s", 0, compared=True),
     Measure("cpu_us_per_request", "CPU us/request", 0, compared=True),
     Measure("cpu_us_per_chunk", "CPU us/chunk", 1, compared=True),
+    Measure("reading_us_per_chunk", "reading us/chunk", 1),
     Measure("chunks_per_request", "chunks/request", 1),
     Measure("p50_ms", "p50 ms", 2),
     Measure("p99_ms", "p99 ms", 2),
@@ -74,6 +76,13 @@ def _row(scenario: str, server: str, runs: Sequence[Run]) -> Row:
             if measure.compared
         }
         row |= _above(own, floors)
+    blinds = {run.repetition: run for run in same if run.server == BLIND}
+    if blinds and server not in ("direct", FLOOR, BLIND):
+        row["reading_us_per_chunk"] = median(
+            _difference("cpu_us_per_chunk", run.values, blinds[run.repetition].values)
+            for run in own
+            if run.repetition in blinds
+        )
     row["repetitions"] = len(own)
     return row
 
@@ -84,6 +93,11 @@ def _ratio(key: str, own: Mapping[str, Value], floor: Mapping[str, Value]) -> Va
     if key == "cpu_us_per_chunk" and (chunks is None or abs(chunks - 1) > _SAME_CHUNKS):
         return None
     return ratio(own.get(key), floor.get(key))
+
+
+def _difference(key: str, own: Mapping[str, Value], other: Mapping[str, Value]) -> Value:
+    value, less = own.get(key), other.get(key)
+    return None if value is None or less is None else value - less
 
 
 def _above(own: Sequence[Run], floors: Mapping[int, Run]) -> Row:

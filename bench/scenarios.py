@@ -10,11 +10,14 @@ from typing import Any
 from bench import clients, load, proc
 from bench.errors import BenchError
 from bench.results import Value
-from bench.stack import Stack
+from bench.stack import CHAT, SERVERS, Stack
 
 MB = 1024  # in KiB, proc(5)'s unit
 _HEADERS_MESSAGES = 2
 _HUGE = 200_000_000
+_VECTORS, _DIMENSIONS = 700, 1536
+_VECTOR = 28_000
+"""Bytes that a vector has at least, as text."""
 _EXCHANGES = 1000
 _STREAMS = 50
 _GAP = 0.02
@@ -42,6 +45,7 @@ class Scenario:
     measure: Measurement
     repeated: bool = True
     servers: tuple[str, ...] = ("direct", "floor", "embedded", "remote")
+    path: str = CHAT
 
 
 def body(**fields: Any) -> bytes:
@@ -87,7 +91,7 @@ def _loaded(connections: int, warm_up: int, rate: int | None = None) -> Measurem
 async def _paced(stack: Stack, body: bytes, length: Length) -> Values:
     """The age of each frame on arrival: p50 and p99 are of frames, not of requests."""
     before, cpu_before = await stack.counts(), stack.cpu()
-    ages = await clients.frame_ages(stack.envoy.address, body, _STREAMS, _GAP)
+    ages = await clients.frame_ages(stack.envoy.address, stack.path, body, _STREAMS, _GAP)
     counts = await stack.settled(before, _STREAMS)
     if len(ages) != _STREAMS * _frames(length):
         raise BenchError(f"{len(ages)} of {_STREAMS * _frames(length)} frames arrived")
@@ -116,7 +120,7 @@ async def _idle(stack: Stack, body: bytes, length: Length) -> Values:
         since.check(requests=count, closed=0)
         held.append(proc.memory(pid))
 
-    await clients.while_waiting(stack.envoy.address, body, count, reached)
+    await clients.while_waiting(stack.envoy.address, stack.path, body, count, reached)
     return {
         "kb_per_exchange": (held[0].rss - resident) / count,
         "exchanges": count,
@@ -125,21 +129,25 @@ async def _idle(stack: Stack, body: bytes, length: Length) -> Values:
     }
 
 
-async def _huge(stack: Stack, body: bytes, length: Length) -> Values:
-    """One answer of 200 MB: how far the peak rises above what was resident before."""
-    pid = stack.pids["server"]
-    before = await stack.counts()
-    proc.reset_peak(pid)
-    resident = proc.memory(pid).rss
-    received = await clients.download(stack.envoy.address, body)
-    if received < _huge_size(length):
-        raise BenchError(f"{received} of {_huge_size(length)} bytes arrived")
-    counts = await stack.settled(before, 1)
-    return {
-        "growth_mb": (proc.memory(pid).peak - resident) / MB,
-        "chunks_per_request": float(counts.sent - _HEADERS_MESSAGES),
-        **_memory(stack),
-    }
+def _downloaded(size: Callable[[Length], int]) -> Measurement:
+    """One answer of at least so many bytes: how far the peak rises above what was resident before."""
+
+    async def measure(stack: Stack, body: bytes, length: Length) -> Values:
+        pid = stack.pids["server"]
+        before = await stack.counts()
+        proc.reset_peak(pid)
+        resident = proc.memory(pid).rss
+        received = await clients.download(stack.envoy.address, stack.path, body)
+        if received < size(length):
+            raise BenchError(f"{received} of {size(length)} bytes arrived")
+        counts = await stack.settled(before, 1)
+        return {
+            "growth_mb": (proc.memory(pid).peak - resident) / MB,
+            "chunks_per_request": float(counts.sent - _HEADERS_MESSAGES),
+            **_memory(stack),
+        }
+
+    return measure
 
 
 def _memory(stack: Stack) -> Values:
@@ -161,6 +169,14 @@ def _huge_size(length: Length) -> int:
     return round(_HUGE * length.share)
 
 
+def _vectors(length: Length) -> int:
+    return max(1, round(_VECTORS * length.share))
+
+
+def _embeddings(length: Length) -> tuple[str, ...]:
+    return "--vectors", str(_vectors(length)), "--dimensions", str(_DIMENSIONS)
+
+
 _STREAM = body(stream=True, stream_options={"include_usage": True})
 _MEASURED = ("floor", "embedded", "remote")
 SCENARIOS = {
@@ -168,7 +184,7 @@ SCENARIOS = {
     for scenario in (
         Scenario("json", lambda _: (), body(), _loaded(16, 500)),
         Scenario("steady", lambda _: (), body(), _loaded(16, 100, rate=20)),
-        Scenario("sse", lambda _: ("--frames", "200", "--frame-ms", "2"), _STREAM, _loaded(8, 16)),
+        Scenario("sse", lambda _: ("--frames", "200", "--frame-ms", "2"), _STREAM, _loaded(8, 16), True, SERVERS),
         Scenario(
             "large",
             lambda _: ("--size", "1000000"),
@@ -181,8 +197,25 @@ SCENARIOS = {
             _STREAM,
             _paced,
             repeated=False,
+            servers=SERVERS,
         ),
         Scenario("idle", lambda _: ("--first-byte-ms", "600000"), body(), _idle, False, _MEASURED),
-        Scenario("huge", lambda length: ("--size", str(_huge_size(length))), body(), _huge, False, _MEASURED),
+        Scenario(
+            "huge",
+            lambda length: ("--size", str(_huge_size(length))),
+            body(),
+            _downloaded(_huge_size),
+            False,
+            _MEASURED,
+        ),
+        Scenario(
+            "embeddings",
+            _embeddings,
+            json.dumps({"model": "embed", "input": "Say hello."}).encode(),
+            _downloaded(lambda length: _vectors(length) * _VECTOR),
+            False,
+            _MEASURED,
+            "/v1/embeddings",
+        ),
     )
 }

@@ -20,7 +20,8 @@ from bench.errors import BenchError
 from bench.load import HOST
 from extproc.gateway import EnvoyProcess, bootstrap, free_port
 
-SERVERS = ("direct", "floor", "embedded", "remote")
+SERVERS = ("direct", "floor", "blind", "embedded", "remote")
+CHAT = "/v1/chat/completions"
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORES: Cores = frozenset(_CORES[-1:]) if len(_CORES) > 1 else None
 """The server under test has a core of its own: what others put into its caches would be counted as its time."""
@@ -92,11 +93,12 @@ class Stack:
     server: str
     envoy: EnvoyProcess
     pids: Mapping[str, int]
+    path: str
     admin: str | None = None
 
     @property
     def url(self) -> str:
-        return f"http://{self.envoy.address}/v1/chat/completions"
+        return f"http://{self.envoy.address}{self.path}"
 
     async def counts(self) -> Counts:
         stats = {name.removeprefix(_STATS): value for name, value in (await self.envoy.stats(_STATS)).items()}
@@ -138,7 +140,7 @@ async def model(*options: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def stack(server: str, upstream: str, directory: Path) -> AsyncIterator[Stack]:
+async def stack(server: str, upstream: str, directory: Path, path: str = CHAT) -> AsyncIterator[Stack]:
     """A running stack; raises BenchError for a server that does not start. `directory` takes its configuration."""
     async with AsyncExitStack() as running:
         pids: dict[str, int] = {}
@@ -150,17 +152,16 @@ async def stack(server: str, upstream: str, directory: Path) -> AsyncIterator[St
             limiter = "embedded"
             if server == "remote":
                 limiter, pids["limiter"] = await _limiter(running, directory)
-            address, admin, pids["server"] = await _ours(running, limiter, directory)
+            address, admin, pids["server"] = await _ours(running, server, limiter, directory)
         envoy = await running.enter_async_context(EnvoyProcess(bootstrap(upstream=upstream, extproc=address)))
-        yield Stack(server, envoy, pids | {"envoy": envoy.pid}, admin)
+        yield Stack(server, envoy, pids | {"envoy": envoy.pid}, path, admin)
 
 
-async def _ours(running: AsyncExitStack, limiter: str, directory: Path) -> tuple[str, str, int]:
+async def _ours(running: AsyncExitStack, server: str, limiter: str, directory: Path) -> tuple[str, str, int]:
     address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    path = _written(configuration(address, admin, limiter), directory / f"serve-{limiter.partition(':')[0]}.json")
-    child = await running.enter_async_context(
-        Child("extproc serve", "-m", "extproc", "serve", path, cores=SERVER_CORES)
-    )
+    path = _written(configuration(address, admin, limiter), directory / f"serve-{server}.json")
+    module = "bench.blind" if server == "blind" else "extproc"
+    child = await running.enter_async_context(Child("extproc serve", "-m", module, "serve", path, cores=SERVER_CORES))
     await child.ready(admin)
     return address, admin, child.pid
 

@@ -321,7 +321,8 @@ class Exchange:
             self._request_body.append(body)
         ended = _ends(chunk)
         if self._streamed_request and not ended:
-            return reply
+            # In full duplex a body that came whole may be told to have ended only by a message of its own.
+            return self._asking_for_usage(message, reply) if self._duplex_request else reply
         return self._request_complete(message, reply, ended=ended)
 
     def _request_complete(self, message: ProcessingRequest | None, reply: Reply, *, ended: bool = True) -> Replies:
@@ -340,7 +341,7 @@ class Exchange:
         if not whole and action_set.decides_on_body:
             return self._too_large()
         if whole and message is not None:
-            reply = self._asking_for_usage(action_set, message, reply)
+            reply = self._asking_for_usage(message, reply)
         if self._state is not _State.REQUEST:
             return reply
         assert self._evaluation is not None
@@ -348,16 +349,16 @@ class Exchange:
         self._request_body = None
         return self._run(len(action_set.request_actions), reply, forwards=True)
 
-    def _asking_for_usage(self, action_set: ActionSet, message: ProcessingRequest, reply: Reply) -> Reply:
+    def _asking_for_usage(self, message: ProcessingRequest, reply: Reply) -> Reply:
         """Have the model report the usage of a stream whose client did not ask for it (S0.D6)."""
-        asks = action_set.include_usage
+        asks = None if self._action_set is None else self._action_set.include_usage
         body = message.request_body.body
         in_one_piece = self._prompt is not None and self._prompt.size == len(body)
         # A gateway that is configured to stream has sent the length already.
         too_late = self._streamed_request and not self._duplex_request
-        if asks is None or too_late or not in_one_piece or not self._may_ask or not asks.may_ask_model(self._model):
+        if asks is None or not self._may_ask or too_late or not in_one_piece:
             return reply
-        edited = with_include_usage(body)
+        edited = with_include_usage(body, asks.may_ask_model)
         if edited is None:
             return reply
         self._strips_usage = asks.strip

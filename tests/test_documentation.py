@@ -11,7 +11,8 @@ from extproc.cli import main
 from tools.generate_configuration_docs import TARGET, page
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md"), *ROOT.glob("bench/*.md")])
+FOLDERS = ("accounting", "bench", "deploy", "docs")
+PAGES = sorted([ROOT / "README.md", *(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))])
 
 
 def test_the_configuration_page_is_made_from_the_schema() -> None:

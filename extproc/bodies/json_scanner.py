@@ -45,11 +45,13 @@ class _State(Enum):
 class _Frame:
     """A container on the way to a wanted pointer; `index` is None in an object."""
 
-    __slots__ = ("index", "node")
+    __slots__ = ("index", "node", "said")
 
     def __init__(self, node: PointerTree, index: int | None) -> None:
         self.node = node
         self.index = index
+        self.said: set[tuple[str, ...]] = set()
+        """Twins whose text has been noted in this object."""
 
 
 class JsonScanner:
@@ -170,7 +172,11 @@ class JsonScanner:
             return position + 1
         if byte == _QUOTE:
             if self._node is None or not self._node.takes:
-                return self._enter_string(position, self._outside, text=self._node is not None and self._node.text)
+                if position + 1 == len(data):
+                    return -1
+                return self._enter_string(
+                    position, self._outside, text=self._is_text(empty=data[position + 1] == _QUOTE)
+                )
             found = _STRING.match(data, position)
         else:
             found = _SCALAR.match(data, position)
@@ -244,9 +250,21 @@ class JsonScanner:
         if self._node is not None:
             self._forget(self._node)
         if byte == _QUOTE:
-            return self._enter_string(position, self._outside, text=self._node is not None and self._node.text)
+            return self._enter_string(position, self._outside, text=self._is_text(empty=False))
         self._state = _State.SKIP_SCALAR
         return position
+
+    def _is_text(self, *, empty: bool) -> bool:
+        """Whether the string that begins is text to be noted."""
+        node = self._node
+        if node is None or not node.text:
+            return False
+        if not node.twins or not self._frames or empty:
+            return True
+        said = self._frames[-1].said
+        first = node.twins not in said
+        said.add(node.twins)
+        return first
 
     def _enter_string(self, position: int, then: _State, *, text: bool = False) -> int:
         self._text = text

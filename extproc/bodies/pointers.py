@@ -23,7 +23,7 @@ class PointerTree:
     Build it with `add`, then `fold` once.
     """
 
-    __slots__ = ("children", "count", "model", "repeated", "takes", "text", "wanted")
+    __slots__ = ("children", "count", "model", "repeated", "takes", "text", "twins", "wanted")
 
     def __init__(self, paths: Iterable[Path] = ()) -> None:
         self.children: dict[str, PointerTree] = {}
@@ -31,6 +31,8 @@ class PointerTree:
         self.count: str | None = None
         self.model = False
         self.text = False
+        self.twins: tuple[str, ...] = ()
+        """Names a set of places in one object whose text is the same: it counts once."""
         self.takes = False
         """Whether a scalar here is wanted whole, and not only as text that goes by."""
         self.repeated = False
@@ -62,6 +64,7 @@ class PointerTree:
         self.count = self.count or other.count
         self.model |= other.model
         self.text |= other.text
+        self.twins = self.twins or other.twins
         for key, child in other.children.items():
             self.children.setdefault(key, PointerTree())._merge(child)
 
@@ -96,11 +99,10 @@ class PointerTree:
             said = set()
             for key, child in self.children.items():
                 value = document.get(key)
-                if isinstance(value, str):
-                    # Some servers say the same twice, under an old and a new name.
-                    if value in said:
+                if child.twins and value:
+                    if child.twins in said:
                         continue
-                    said.add(value)
+                    said.add(child.twins)
                 child.collect(value, text)
         elif isinstance(document, list):
             for child, value in self._elements(document):

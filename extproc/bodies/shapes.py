@@ -26,6 +26,8 @@ class Shape:
     models: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     """Generated text in a document: strings, or values whose JSON counts (tool call arguments)."""
+    twins: tuple[tuple[str, ...], ...] = ()
+    """Of `text`, those that say the same where an object has several of them."""
     event_keys: tuple[str, ...] = ()
     """Keys of strings that hold generated text in an event, wherever they are in it."""
     event_objects: tuple[str, ...] = ()

@@ -55,6 +55,7 @@ class Wanted:
             _add_counts(self.with_text, shape.counts, shape.models)
             if count_text:
                 _add_text(self.with_text, shape.text)
+                _add_twins(self.with_text, shape.twins)
         self.document.fold()
         self.with_text.fold()
         self.any_shape = Events(pointers, shapes, count_text=count_text)
@@ -91,6 +92,13 @@ def _add_text(tree: PointerTree, pointers: Iterable[str]) -> None:
     for pointer in pointers:
         for path in _places(pointer):
             tree.at(path).text = True
+
+
+def _add_twins(tree: PointerTree, twins: Iterable[tuple[str, ...]]) -> None:
+    for pointers in twins:
+        for pointer in pointers:
+            for path in _places(pointer):
+                tree.at(path).twins = pointers
 
 
 def _places(pointer: str) -> tuple[Path, Path]:

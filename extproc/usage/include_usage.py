@@ -7,6 +7,7 @@ the whole request. A client that had not asked may index into `choices`, so the 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum, auto
 
 import orjson
@@ -39,14 +40,18 @@ _CHOICES_WINDOW = 64
 _CARRIAGE_RETURN, _LINE_FEED, _COLON = b"\r\n:"
 
 
-def with_include_usage(body: bytes) -> bytes | None:
+def with_include_usage(body: bytes, may_ask: Callable[[str], bool] = lambda model: True) -> bytes | None:
     """The request `body` with `stream_options.include_usage: true`, every other byte as it was.
 
     None when there is nothing to change: no JSON object (as a strict parser sees it), `stream` not literally true,
-    `include_usage` already there with any value, or `stream_options` there and no object.
+    `include_usage` already there with any value, `stream_options` there and no object, or a `model` ("" when it names
+    none) that may not be asked.
     """
     request = parse_object(body)
     if request is None or request.get("stream") is not True:
+        return None
+    model = request.get("model")
+    if not may_ask(model if isinstance(model, str) else ""):
         return None
     if _OPTIONS not in request:
         return append_to_root(body, _OPTIONS_MEMBER)

@@ -98,7 +98,7 @@ async def _later(estimate: Awaitable[Estimate], finished: Callable[[Estimate], U
 def _reported(said: Reported, model: str, ending: Ending, dialect: str) -> Usage:
     prompt, completion, total, cached, cache_write, reasoning, _ = said
     prompt, completion = prompt or 0, completion or 0
-    if total is None:
+    if total is None or total < prompt + completion:
         total = prompt + completion
     return Usage(prompt, completion, total, cached, cache_write, reasoning, model, "reported", ending, dialect)
 

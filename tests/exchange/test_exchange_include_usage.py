@@ -9,6 +9,7 @@ from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,7 +245,15 @@ async def test_in_full_duplex_the_edit_is_sent_back() -> None:
     assert hits(gateway) == [11]
 
 
-@pytest.mark.parametrize("cut", [1, 40, len(QUESTION)])
+async def test_in_full_duplex_a_body_that_came_whole_is_edited_before_its_end_is_told() -> None:
+    """As Envoy does it: all of the body, then a message that only says that it was all."""
+    gateway = Gateway(asking())
+    sequence = [request_headers(modes=(DUPLEX, DUPLEX)), request_body(QUESTION, ends=False), request_body(b"")]
+    replies = await gateway.exchange(*sequence)
+    assert orjson.loads(passed(sequence, replies, "request_body"))["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize("cut", [1, 40, len(QUESTION) - 1])
 async def test_in_full_duplex_pieces_go_back_as_they_came(cut: int) -> None:
     """The first was sent back before the last was there."""
     gateway = Gateway(asking())

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
-from support.limiters import REPORT, ScriptedLimiter
-from support.waiting import until
 
 from extproc.server import Server
+from support.limiters import REPORT, ScriptedLimiter
+from support.waiting import until
 
 _ENDINGS, _SOURCES, _REPORTS = "extproc_exchanges_total", "extproc_usage_total", "extproc_reports_total"
 Sample = tuple[str, frozenset[tuple[str, str]]]

@@ -1,4 +1,4 @@
-"""Every answer that the simulated model can give, with the usage that is true of it, and a configuration that meters."""
+"""Every answer that the simulated model can give, with the usage that is true of it; a configuration that meters it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,13 @@ class Case:
 
 
 def _both(
-    name: str, path: str, dialect: str, *tells: str, stream: Mapping[str, Any] = STREAM, model: str = MODEL, **options: str
+    name: str,
+    path: str,
+    dialect: str,
+    *tells: str,
+    stream: Mapping[str, Any] = STREAM,
+    model: str = MODEL,
+    **options: str,
 ) -> Iterator[Case]:
     """A document and a stream."""
     told = frozenset(tells)

@@ -65,6 +65,7 @@ DIALECT = Dialect(
             "/choices/*/message/function_call/arguments",
             "/choices/*/text",
         ),
+        twins=(("/choices/*/message/reasoning_content", "/choices/*/message/reasoning"),),
         event_keys=("arguments", "content", "reasoning", "reasoning_content", "refusal", "text"),
     ),
     provider="openai",
