@@ -508,19 +508,18 @@ class Exchange:
         if not self._received:
             self._first_byte = monotonic()
         self._received += len(body)
-        left = self._without_usage_frame(body, last=_ends(chunk))
-        if left is not None:
-            reply = replies.body("response_body", message, left, duplex=self._duplex_response)
+        if self._frame_filter is not None:
+            left = self._without_usage_frame(self._frame_filter, body, last=_ends(chunk))
+            if left is not None:
+                reply = replies.body("response_body", message, left, duplex=self._duplex_response)
         # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
         over = _ends(chunk) or self._received == self._expected
         return self._response_complete(reply) if over else reply
 
-    def _without_usage_frame(self, body: bytes, *, last: bool) -> bytes | None:
+    def _without_usage_frame(self, frames: UsageFrameFilter, body: bytes, *, last: bool) -> bytes | None:
         """What the client is to see of a piece; None for all of it."""
-        if self._frame_filter is None:
-            return None
         try:
-            return self._frame_filter.feed(body, last)
+            return frames.feed(body, last)
         except Exception:  # noqa: BLE001 - as in `receive`
             _LOG.exception("internal error", extra={"fields": {"request_id": self.request_id}})
             self._shared.metrics.errors += 1
@@ -567,7 +566,9 @@ class Exchange:
         if reader.unread is not None:
             self._shared.metrics.body_unread(reader.unread)
         assert self._evaluation is not None
-        self._evaluation.answer_is_there(reader.findings.values)
+        findings = reader.findings
+        findings.body_size = findings.body_size or self._received
+        self._evaluation.answer_is_there(findings.values)
         shared = self._shared
         usage = self._plan.meter.read(
             reader.findings, self._request, ending, shared.estimator, shared.metrics.estimated

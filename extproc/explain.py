@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from extproc.active import Active
@@ -11,6 +12,7 @@ from extproc.plan.action import Action as CompiledAction
 from extproc.plan.action import Phase
 from extproc.plan.compile import DOMAIN, HITS_ADDEND
 from extproc.plan.plan import ActionSet
+from extproc.usage.vocabulary import DIRECTORY_VARIABLE
 
 _VERBS = {
     "ratelimit": "ask and count (ShouldRateLimit)",
@@ -46,9 +48,13 @@ def _lines(active: Active) -> Iterator[str]:
         over = f"Over a limit the client gets {_denial(action_set.deny_with or config.deny_with)}."
         yield f"  {over if decides else 'Nothing is refused: no action asks before the model is called.'}"
         yield f"  Of the bodies it needs {_bodies(compiled)}."
+        dialect = action_set.dialect or config.dialect
+        if dialect != "auto" and compiled.response_reader is not None:
+            yield f"  Answers are read as {dialect}'s, whatever they look like."
     yield ""
     yield f"A successful answer without usage is charged {_missing(config)}."
     yield f"Answers with an error status are {'charged too' if config.charge_errors else 'not charged'}."
+    yield f"What was used is shown to Envoy as dynamic metadata `{config.metadata_namespace}`."
     if config.include_usage.enabled:
         yield _asking(config.include_usage)
     if config.prices:
@@ -123,16 +129,22 @@ def _missing(config: Config) -> str:
     if policy == "skip":
         return "nothing"
     read = "the text" if config.estimates.prompt == "text" else "the size"
-    return f"an estimate, labelled so: of {read} of the prompt and of the text of the answer"
+    vocabulary = config.estimates.vocabulary or os.environ.get(DIRECTORY_VARIABLE)
+    means = f"with the vocabulary in {vocabulary}" if vocabulary else "by size, without a vocabulary"
+    return f"an estimate, labelled so: of {read} of the prompt and of the text of the answer, {means}"
 
 
 def _asking(asked: IncludeUsage) -> str:
     exceptions = [*asked.except_hosts, *asked.except_models]
     but = f", but for {', '.join(exceptions)}" if exceptions else ""
     frame = "taken out of the client's stream again" if asked.strip else "left in the client's stream"
-    return f"Streams to {', '.join(asked.paths)} are asked for their usage{but}; the extra frame is {frame}."
+    return (
+        f"Streams to {', '.join(asked.paths)} are asked for their usage{but}; the extra frame is {frame}. "
+        f"Envoy holds these requests; it must be able to hold {asked.buffer} bytes."
+    )
 
 
 def _price(model: str, price: Price) -> str:
     cached = "" if price.cached is None else f", cached {price.cached:g}"
-    return f"{model} input {price.input:g}, output {price.output:g}{cached}"
+    written = "" if price.cache_write is None else f", written to a cache {price.cache_write:g}"
+    return f"`{model}` input {price.input:g}, output {price.output:g}{cached}{written}"

@@ -6,7 +6,7 @@ named mean NONE, header and trailer modes that are not named stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from struct import Struct
 
@@ -27,19 +27,8 @@ from extproc.wire.processing_mode_pb2 import ProcessingMode
 Headers = Iterable[tuple[str, str]]
 _DOUBLE = Struct("<d")
 _exchange = _DOUBLE.pack_into
-_COUNTS = (
-    "total_tokens",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-)
-_NUMBERS = {
-    (hits, cost): (*_COUNTS, *(["hits_addend"] if hits else []), *(["cost"] if cost else []))
-    for hits in (True, False)
-    for cost in (True, False)
-}
+_OPTIONAL = ("cached_tokens", "cache_write_tokens", "reasoning_tokens")
+"""Mostly 0, and then constant."""
 
 CONTINUE: Mapping[str, bytes] = {
     "request_headers": b"\x0a\x00",
@@ -98,13 +87,15 @@ def usage(namespace: str, usage: Usage, hits: int | None, *, streaming: bool) ->
     merge when their bytes are joined, so a copy of a constant with the numbers exchanged will do.
     """
     prompt, completion, total, cached, written, reasoning, model, source, ending, dialect, cost = usage
-    numbers = [total, prompt, completion, cached, written, reasoning]
+    numbers = [total, prompt, completion]
+    numbers += [number for number in (cached, written, reasoning) if number]
     if hits is not None:
         numbers.append(hits)
     if cost is not None:
         numbers.append(cost)
-    names = _NUMBERS[hits is not None, cost is not None]
-    template, places = _template(namespace, names, printable(model), source, ending, dialect, streaming)
+    zeros = (not cached, not written, not reasoning)
+    named = (hits is not None, cost is not None)
+    template, places = _template(namespace, zeros, named, model, source, ending, dialect, streaming)
     reply = bytearray(template)
     for place, number in zip(places, numbers, strict=True):
         _exchange(reply, place, number)
@@ -113,15 +104,26 @@ def usage(namespace: str, usage: Usage, hits: int | None, *, streaming: bool) ->
 
 @lru_cache(maxsize=512)
 def _template(
-    namespace: str, numbers: Sequence[str], model: str, source: str, ending: str, dialect: str, streaming: bool
+    namespace: str,
+    zeros: tuple[bool, bool, bool],
+    named: tuple[bool, bool],
+    model: str,
+    source: str,
+    ending: str,
+    dialect: str,
+    streaming: bool,
 ) -> tuple[bytes, list[int]]:
-    """A reply with some double for each of the names in `numbers`, and where they are in it."""
+    """A reply with some double in the place of each number that is not 0, in the order of `usage`, and the places."""
+    names = ["total_tokens", "prompt_tokens", "completion_tokens"]
+    names += [name for name, zero in zip(_OPTIONAL, zeros, strict=True) if not zero]
+    names += [name for name, there in zip(("hits_addend", "cost"), named, strict=True) if there]
     # Text has no 0xff in UTF-8, and lengths no six of them.
-    marks = [bytes([index]) + b"\xff" * 6 + b"\0" for index in range(len(numbers))]
+    marks = [bytes([index]) + b"\xff" * 6 + b"\0" for index in range(len(names))]
     reply = ProcessingResponse()
     reply.dynamic_metadata[namespace] = {
-        **{name: _DOUBLE.unpack(mark)[0] for name, mark in zip(numbers, marks, strict=True)},
-        "model": model,
+        **{name: 0 for name, zero in zip(_OPTIONAL, zeros, strict=True) if zero},
+        **{name: _DOUBLE.unpack(mark)[0] for name, mark in zip(names, marks, strict=True)},
+        "model": printable(model),
         "source": source,
         "usage": source,
         "ending": ending,

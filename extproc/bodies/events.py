@@ -23,11 +23,12 @@ class EventSink:
     What is found depends on the events alone, not on how many of them a piece holds.
     """
 
-    __slots__ = ("_events", "_findings", "_introducing", "_scanned", "_seen", "_wanted")
+    __slots__ = ("_add_text", "_events", "_findings", "_introducing", "_scanned", "_seen", "_wanted")
 
     def __init__(self, wanted: Wanted, findings: Findings) -> None:
         self._wanted = wanted
         self._findings = findings
+        self._add_text = findings.text.add
         self._events = wanted.any_shape
         self._introducing = True
         self._seen = 0
@@ -40,7 +41,11 @@ class EventSink:
             self._scanned = False
             return True
         self._scanned = True
-        self._note_text(data)
+        # Every piece of every stream comes through here: what follows is `_note_text`, in line.
+        events = self._events
+        if events.find_text is not None:
+            for text in events.find_text(data):
+                self._add_text(text)
         return self._may_matter(data)
 
     def parse(self, *lines: bytes) -> None:
@@ -66,7 +71,7 @@ class EventSink:
             return self._scan_text(text)
         events = self._events
         events.tree.extract(document, self._findings)
-        if events.object_needles:
+        if events.has_objects:
             events.tree.collect(document, self._findings.text)
         return True
 
@@ -74,23 +79,25 @@ class EventSink:
         """Take what can be had of a text that a strict parser refuses: 1e400, lone surrogates, 100,000 brackets."""
         if not self._may_matter(text):
             return False
-        scanner = JsonScanner(self._events.tree, self._findings, following=True)
+        scanner = self.scanner()
         scanner.feed(text)
         scanner.close()
         return scanner.complete
 
+    def scanner(self) -> JsonScanner:
+        """For a text that is too long to be held: finds all but its generated text."""
+        return JsonScanner(self._events.tree, self._findings, following=True)
+
     def _note_text(self, data: bytes) -> None:
         if self._events.find_text is not None:
-            add = self._findings.text.add
             for text in self._events.find_text(data):
-                add(text)
+                self._add_text(text)
 
     def _may_matter(self, data: bytes) -> bool:
-        events = self._events
-        for needle in events.needles:
-            if needle in data:
+        for needle in self._events.all_needles:  # noqa: SIM110 - any() and `in` would cost as much again
+            if data.find(needle) >= 0:
                 return True
-        return any(needle in data for needle in events.object_needles)
+        return False
 
     def _recognise(self, text: bytes) -> None:
         findings = self._findings

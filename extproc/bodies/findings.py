@@ -21,7 +21,7 @@ class Findings:
     """Of every pointer the last value that is one: a null, a negative count or `"12"` replaces nothing.
 
     `counts` are token counts by their pointer as a dialect writes it; `shape` names the dialect whose beginning was
-    recognised, "" when none was; `body_size` is in bytes, decoded.
+    recognised, "" when none was; `body_size` is that of a body which was decoded, in bytes.
     """
 
     __slots__ = ("_text", "_text_later", "body_size", "counts", "model", "shape", "values")

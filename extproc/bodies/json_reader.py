@@ -80,5 +80,5 @@ class JsonReader:
     def _scan(self) -> None:
         self._scanner = JsonScanner(self._wanted.with_text, self._findings)
         self._head = bytes(self._buffer[:HEAD])
-        self._scanner.feed(bytes(self._buffer))
+        self._scanner.feed_all(self._buffer)
         self._buffer.clear()

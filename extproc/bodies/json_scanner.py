@@ -26,6 +26,7 @@ _SCALAR = re.compile(rb"[^\s,\]}{\[\":]++")
 _BRACKET = re.compile(rb"[{}\[\]]")
 _QUOTE, _BACKSLASH, _COLON, _COMMA = b'"\\:,'
 _OPENING, _CLOSING = b"{[", b"}]"
+_PIECE = 65_536
 _BLOCK = 8192
 """Bytes that are skipped at a time inside of a container."""
 
@@ -102,6 +103,11 @@ class JsonScanner:
                 self._carry = data[position:]
                 return
             position = after
+
+    def feed_all(self, data: bytearray, start: int = 0) -> None:
+        """Read what was held from `start` on, without another copy of all of it."""
+        for position in range(start, len(data), _PIECE):
+            self.feed(bytes(data[position : position + _PIECE]))
 
     def close(self) -> None:
         """The document is over. A number that is all of it is complete now; inside a container it was cut off."""

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import orjson
 
 from extproc.bodies.events import EventSink
 from extproc.bodies.findings import Findings
+from extproc.bodies.json_scanner import JsonScanner
 from extproc.bodies.wanted import Wanted
 
 _BOM = b"\xef\xbb\xbf"
 
 
 class NdjsonReader:
-    """Holds at most one unfinished line of `limit` bytes; a longer one is not read."""
+    """Holds at most one unfinished line of `limit` bytes; a longer one is scanned while it comes."""
 
-    __slots__ = ("_buffer", "_limit", "_sink", "_skipping", "_start", "mid_event", "unread")
+    __slots__ = ("_buffer", "_limit", "_long", "_sink", "_start", "mid_event")
+
+    unread = None
+    """Nothing is left out."""
 
     def __init__(self, wanted: Wanted, findings: Findings, limit: int) -> None:
-        self.unread: Literal["too_large"] | None = None
         self.mid_event = False
         """After `close`: the stream ended inside a line that is no JSON without its rest."""
         self._sink = EventSink(wanted, findings)
         self._limit = limit
         self._buffer = bytearray()
-        self._skipping = False
+        self._long: JsonScanner | None = None
         self._start = True
 
     @property
@@ -39,27 +40,34 @@ class NdjsonReader:
         if end:
             self._read(self._completed(data[:end]))
             data = data[end:]
-        if self._skipping:
+        if self._long is not None:
+            self._long.feed(data)
             return
         self._buffer += data
         if len(self._buffer) > self._limit:
-            self._buffer.clear()
             self._start = False
-            self._skipping = True
-            self.unread = "too_large"
+            self._long = self._sink.scanner()
+            self._long.feed_all(self._buffer)
+            self._buffer.clear()
 
     def close(self) -> None:
         """Read a last line that lacks its line feed."""
         rest = bytes(self._buffer)
         self._buffer.clear()
-        self.mid_event = self._skipping or _is_cut(rest)
+        self.mid_event = _is_cut(rest)
+        if self._long is not None:
+            self._long.close()
+            self.mid_event = not self._long.complete
         self._read(rest)
 
     def _completed(self, lines: bytes) -> bytes:
         """`lines`, the first of which may have begun earlier."""
-        if self._skipping:
-            self._skipping = False
-            return lines[lines.index(b"\n") + 1 :]
+        if self._long is not None:
+            end = lines.index(b"\n")
+            self._long.feed(lines[:end])
+            self._long.close()
+            self._long = None
+            return lines[end + 1 :]
         if self._buffer:
             lines = bytes(self._buffer) + lines
             self._buffer.clear()
@@ -69,22 +77,25 @@ class NdjsonReader:
         """Read complete lines."""
         if not lines:
             return
-        if len(lines) > self._limit:
-            lines = self._without_long(lines)
         if self._start:
             self._start = False
             lines = lines.removeprefix(_BOM)
-        if self._sink.scan(lines):
+        if len(lines) > self._limit:
+            # One of them may be too long, and the size of pieces must not decide how it is read.
+            for line in lines.split(b"\n"):
+                self._read_line(line)
+        elif self._sink.scan(lines):
             for line in lines.split(b"\n"):
                 if line:
                     self._sink.parse(line)
 
-    def _without_long(self, lines: bytes) -> bytes:
-        """`lines` less those over the limit, so that the size of pieces does not decide what is read."""
-        kept = [line if len(line) <= self._limit else None for line in lines.split(b"\n")]
-        if None in kept:
-            self.unread = "too_large"
-        return b"\n".join(line or b"" for line in kept)
+    def _read_line(self, line: bytes) -> None:
+        if len(line) > self._limit:
+            scanner = self._sink.scanner()
+            scanner.feed(line)
+            scanner.close()
+        elif line and self._sink.scan(line):
+            self._sink.parse(line)
 
 
 def _is_cut(line: bytes) -> bool:

@@ -124,8 +124,11 @@ class PointerTree:
         """Put the scalar found here where it belongs."""
         if self.wanted is not None and not (isinstance(value, str) and len(value) > MAX_VALUE):
             findings.values[self.wanted] = value
-        if self.count is not None and (count := count_of(value)) is not None:
-            findings.counts[self.count] = count
+        if self.count is not None:
+            count = count_of(value)
+            # Counts grow while a stream goes on; a zero behind them is a field that somebody filled in.
+            if count or (count is not None and self.count not in findings.counts):
+                findings.counts[self.count] = count
         if self.model and value and isinstance(value, str):
             findings.model = value[:MAX_MODEL]
 

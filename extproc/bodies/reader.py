@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,7 +17,8 @@ from extproc.bodies.wanted import Wanted
 Unread = Literal["too_large", "encoding", "corrupt"]
 """Why a body, or the rest of it, was not read."""
 
-_STREAMS: dict[str, type[SseReader] | type[NdjsonReader] | type[EventStreamReader]] = {
+Stream = SseReader | NdjsonReader | EventStreamReader
+_STREAMS: dict[str, type[Stream]] = {
     "text/event-stream": SseReader,
     "application/x-ndjson": NdjsonReader,
     "application/ndjson": NdjsonReader,
@@ -92,7 +94,7 @@ class ReaderFactory:
 class Body:
     """Chooses the format by the content type, and by the first bytes where those say otherwise."""
 
-    __slots__ = ("_content_type", "_format", "_head", "_limits", "_wanted", "findings")
+    __slots__ = ("_content_type", "_format", "_head", "_limits", "_wanted", "feed", "findings")
 
     def __init__(self, wanted: Wanted, limits: BodyLimits, findings: Findings, content_type: str) -> None:
         self.findings = findings
@@ -101,6 +103,7 @@ class Body:
         self._content_type = content_type
         self._head = b""
         self._format: Format | None = None
+        self.feed: Callable[[bytes], None] = self._begin
 
     @property
     def unread(self) -> Unread | None:
@@ -118,41 +121,40 @@ class Body:
     def streaming(self) -> bool:
         return self._format is not None and not isinstance(self._format, JsonReader)
 
-    def feed(self, data: bytes) -> None:
-        self.findings.body_size += len(data)
-        if self._format is None:
-            if not self._head and data.startswith(b"{") and self._content_type not in _STREAMS:
-                self._format = JsonReader(self._wanted, self.findings, self._limits.json_buffer)
-            else:
-                self._head += data
-                if _undecided(self._head):
-                    return
-                data = self._choose()
-        assert self._format is not None
-        self._format.feed(data)
+    def _begin(self, data: bytes) -> None:
+        if not self._head and data.startswith(b"{") and self._content_type not in _STREAMS:
+            self._choose(None)
+        else:
+            self._head += data
+            if _undecided(self._head):
+                return
+            data, self._head = self._head, b""
+            self._choose(self._stream_of(data))
+        self.feed(data)
 
     def close(self) -> None:
         if self._format is None and self._head:
-            head = self._choose()
-            assert self._format is not None
-            self._format.feed(head)
+            self._choose(self._stream_of(self._head))
+            self.feed(self._head)
         if self._format is not None:
             self._format.close()
 
-    def _choose(self) -> bytes:
-        """Decide for a format; what it is to be fed first."""
-        head, self._head = self._head, b""
+    def _stream_of(self, head: bytes) -> type[Stream] | None:
+        """The format of a stream that begins like this, None for a document."""
         beginning = head[:_HEAD].lstrip(_BLANK)
         stream = _STREAMS.get(self._content_type)
         if stream in (SseReader, EventStreamReader) and beginning.startswith((b"{", b"[")):
-            stream = None
-        elif stream is None and beginning.startswith(_SSE_BEGINNINGS):
-            stream = SseReader
+            return None
+        return SseReader if stream is None and beginning.startswith(_SSE_BEGINNINGS) else stream
+
+    def _choose(self, stream: type[Stream] | None) -> None:
+        chosen: Format
         if stream is None:
-            self._format = JsonReader(self._wanted, self.findings, self._limits.json_buffer)
+            chosen = JsonReader(self._wanted, self.findings, self._limits.json_buffer)
         else:
-            self._format = stream(self._wanted, self.findings, self._limits.sse_event)
-        return head
+            chosen = stream(self._wanted, self.findings, self._limits.sse_event)
+        self._format = chosen
+        self.feed = chosen.feed
 
 
 def _undecided(head: bytes) -> bool:
@@ -164,7 +166,7 @@ def _undecided(head: bytes) -> bool:
 
 
 class Unreadable:
-    """Reads nothing: the encoding is not known. Compressed bytes are all that is known of the answer's size."""
+    """Reads nothing: the encoding is not known."""
 
     __slots__ = ("findings",)
 
@@ -177,7 +179,7 @@ class Unreadable:
         self.findings = Findings()
 
     def feed(self, data: bytes) -> None:
-        self.findings.body_size += len(data)
+        """Nothing can be read."""
 
     def close(self) -> None:
         """Nothing to finish."""
@@ -216,6 +218,7 @@ class DecodingReader:
             return
         try:
             for piece in self._decoder.decode(data):
+                self.findings.body_size += len(piece)
                 self._reader.feed(piece)
         except DecodingError as error:
             self._give_up(error)

@@ -11,15 +11,27 @@ from typing import Literal
 
 from extproc.bodies.events import EventSink
 from extproc.bodies.findings import Findings
+from extproc.bodies.json_scanner import JsonScanner
 from extproc.bodies.wanted import Wanted
 
 _BOM = b"\xef\xbb\xbf"
+_CARRIAGE_RETURN = 13
 
 
 class SseReader:
-    """Holds at most one unfinished event of `limit` bytes; lines longer than that are not read."""
+    """Holds at most one unfinished event of `limit` bytes; a longer line of data is scanned while it comes."""
 
-    __slots__ = ("_buffer", "_carriage_return", "_limit", "_sink", "_skipping", "_start", "mid_event", "unread")
+    __slots__ = (
+        "_buffer",
+        "_carriage_return",
+        "_limit",
+        "_long",
+        "_sink",
+        "_skipping",
+        "_start",
+        "mid_event",
+        "unread",
+    )
 
     def __init__(self, wanted: Wanted, findings: Findings, limit: int) -> None:
         self.unread: Literal["too_large"] | None = None
@@ -30,6 +42,7 @@ class SseReader:
         self._buffer = bytearray()
         self._carriage_return = False
         self._skipping = False
+        self._long: JsonScanner | None = None
         self._start = True
 
     @property
@@ -41,7 +54,7 @@ class SseReader:
         """Read the next piece."""
         if self._skipping:
             data = self._resume(data)
-        if not self._carriage_return and b"\r" in data:
+        if not self._carriage_return and _CARRIAGE_RETURN in data:
             self._carriage_return = True
         buffer = self._buffer
         if not buffer and not self._carriage_return and data.endswith(b"\n\n"):
@@ -62,6 +75,7 @@ class SseReader:
         rest = bytes(self._buffer)
         self._buffer.clear()
         self.mid_event = self._skipping or bool(rest and not rest.endswith((b"\n", b"\r")) and b"[DONE]" not in rest)
+        self._skip_no_more()
         if rest:
             self._read(rest)
 
@@ -98,14 +112,27 @@ class SseReader:
             self._read(line)
         del buffer[:end]
         if len(buffer) > self._limit:
-            buffer.clear()
             self._skipping = True
-            self.unread = "too_large"
+            if buffer.startswith(b"data:"):
+                self._long = self._sink.scanner()
+                self._long.feed_all(buffer, 5)
+            else:
+                self.unread = "too_large"
+            buffer.clear()
 
     def _resume(self, data: bytes) -> bytes:
         """What follows the end of a line that was too long."""
         ends = [end for end in (data.find(b"\n"), data.find(b"\r")) if end >= 0]
+        end = min(ends, default=len(data))
+        if self._long is not None:
+            self._long.feed(data[:end])
         if not ends:
             return b""
+        self._skip_no_more()
+        return data[end + 1 :]
+
+    def _skip_no_more(self) -> None:
         self._skipping = False
-        return data[min(ends) + 1 :]
+        if self._long is not None:
+            self._long.close()
+            self._long = None

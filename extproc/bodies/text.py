@@ -33,9 +33,10 @@ class Text:
     def add(self, escaped: bytes) -> None:
         """Take a JSON string, or a part of one, without its quotes."""
         self.size += len(escaped)
-        room = self._limit - len(self._kept)
-        if room > 0:
-            self._kept += escaped if len(escaped) <= room else escaped[:room]
+        if self.size <= self._limit:
+            self._kept += escaped
+        elif (room := self._limit - len(self._kept)) > 0:
+            self._kept += escaped[:room]
 
     def add_value(self, value: object) -> None:
         """Take a parsed value: a string as it is, tool call arguments and the like as their JSON."""

@@ -18,7 +18,7 @@ FindAll = Callable[[bytes], list[bytes]]
 class Events:
     """How the events of a stream are read: which are parsed, for what, and where their text is."""
 
-    __slots__ = ("find_text", "needles", "object_needles", "tree")
+    __slots__ = ("all_needles", "find_text", "has_objects", "tree")
 
     def __init__(self, pointers: Iterable[Path], shapes: Sequence[Shape], *, count_text: bool) -> None:
         self.tree = PointerTree(pointers)
@@ -30,8 +30,10 @@ class Events:
         self.tree.fold()
         known = {needle for shape in shapes for needle in shape.needles}
         extra = {needle for needle in needles(pointers) if not any(part in needle for part in known)}
-        self.needles = tuple(sorted(known | extra))
-        self.object_needles = tuple(each for shape in objects for each in shape.object_needles)
+        object_needles = {each for shape in objects for each in shape.object_needles}
+        self.has_objects = bool(object_needles)
+        self.all_needles = tuple(sorted(known | extra | object_needles))
+        """An event without any of these is not parsed."""
         keys = sorted({key for shape in shapes for key in shape.event_keys})
         self.find_text: FindAll | None = _strings_at(keys).findall if keys and count_text else None
 

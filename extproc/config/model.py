@@ -6,6 +6,7 @@ Everything else is ours. Durations are written `20ms`, `1.5s`, `1h30m` and read 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,6 +55,20 @@ def _folded(hostname: str) -> str:
     return hostname.lower() if hostname == "*." else hostname.lower().removesuffix(".")
 
 
+def _namespace(name: str) -> str:
+    if not re.fullmatch(r"[^\s:()%]+", name):
+        raise ValueError(f"expected a name that an access log can show, without spaces and :()%, found `{name}`")
+    return name
+
+
+def _path_ending(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"expected the end of a path, beginning with `/`, found `{path}`")
+    return path
+
+
+Namespace = Annotated[str, AfterValidator(_namespace)]
+PathEnding = Annotated[str, AfterValidator(_path_ending)]
 Duration = Annotated[
     float,
     BeforeValidator(_duration),
@@ -337,7 +352,7 @@ class IncludeUsage(Model):
     """Asks models for the usage of streams whose clients did not: adds `stream_options.include_usage`."""
 
     enabled: bool = False
-    paths: list[str] = Field(
+    paths: list[PathEnding] = Field(
         default_factory=lambda: ["/chat/completions", "/completions"],
         description="Endings of the paths whose requests know the option.",
     )
@@ -405,7 +420,7 @@ class Config(Model):
         default_factory=dict,
         description="By model; `*` stands for any characters. An exact name wins, then the longest pattern.",
     )
-    metadata_namespace: Annotated[str, Field(min_length=1)] = Field(
+    metadata_namespace: Namespace = Field(
         default="extproc", description="Of the dynamic metadata with the usage, for access logs."
     )
     charge_errors: bool = Field(default=False, description="Report answers with status 400 and above too.")

@@ -69,7 +69,7 @@ class BodyValues:
             return _first(self.response, paths, kind)
         for path in paths:
             value, count = self.response.get(path), _count_at(path, self.usage)
-            if value is not None and is_kind(value, kind) and (count is None or count_of(value) is not None):
+            if value is not None and is_kind(value, kind) and (count is None or count_of(value)):
                 return value
         counts = (_count_at(path, self.usage) for path in paths)
         return next((count for count in counts if count is not None), None)

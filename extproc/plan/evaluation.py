@@ -105,7 +105,10 @@ class Evaluation:
         if names_usage:
             return self._count(action, hits), usage.source
         with suppress(ActionFailure):
-            return self._count(action, hits), "reported"
+            found = self._count(action, hits)
+            # A count of nothing for an answer that has to be estimated says nothing.
+            if found or usage.source != "estimated":
+                return found, "reported"
         if usage.source == "none":
             return 0, "none"
         self._bodies.usage = usage

@@ -12,6 +12,8 @@ import logging
 from time import time
 from typing import Any
 
+from extproc.telemetry.logs import sole_line_handler
+
 MAX_WAITING = 256
 """Lines; at so many they are written without waiting longer."""
 
@@ -44,9 +46,18 @@ class DecisionLog:
             self._timer.cancel()
             self._timer = None
         waiting, self._waiting = self._waiting, []
-        for when, event, fields in waiting:
-            extra = {"fields": fields}
-            record = self._logger.makeRecord(self._logger.name, logging.INFO, "", 0, event, (), None, extra=extra)
-            record.created = when
-            if self.enabled:
+        if not self.enabled:
+            return
+        records = (self._record(*line) for line in waiting)
+        handler = sole_line_handler(self._logger)
+        if handler is not None:
+            handler.emit_all(records)
+        else:
+            for record in records:
                 self._logger.handle(record)
+
+    def _record(self, when: float, event: str, fields: dict[str, Any]) -> logging.LogRecord:
+        extra = {"fields": fields}
+        record = self._logger.makeRecord(self._logger.name, logging.INFO, "", 0, event, (), None, extra=extra)
+        record.created = when
+        return record

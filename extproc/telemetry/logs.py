@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from enum import Enum
 from functools import lru_cache
 from itertools import islice
@@ -145,6 +146,34 @@ class LineHandler(logging.Handler):
         except Exception:  # noqa: BLE001 a log line is never worth an exchange
             self._lost += 1
 
+    def emit_all(self, records: Iterable[logging.LogRecord]) -> None:
+        """Write many records with few calls of the system, each of whole lines and small enough for a pipe."""
+        waiting: list[bytes] = []
+        size = 0
+        with self.lock or nullcontext():
+            for record in records:
+                try:
+                    line = self._render(record)
+                except Exception:  # noqa: BLE001 as in `emit`
+                    self._lost += 1
+                    continue
+                if size + len(line) > MAX_LINE:
+                    self._emit_lines(waiting)
+                    waiting, size = [], 0
+                waiting.append(line)
+                size += len(line)
+            if waiting:
+                self._emit_lines(waiting)
+
+    def _emit_lines(self, lines: list[bytes]) -> None:
+        try:
+            if self._lost and self._write(self._render(_confession(self._lost))):
+                self._lost = 0
+            if not self._write(b"".join(lines)):
+                self._lost += len(lines)
+        except Exception:  # noqa: BLE001 as in `emit`
+            self._lost += len(lines)
+
     def _write(self, data: bytes) -> bool:
         if self._fd < 0:
             self._stream.write(data.decode())
@@ -155,6 +184,19 @@ class LineHandler(logging.Handler):
             return False
         os.write(self._fd, data)
         return True
+
+
+def sole_line_handler(logger: logging.Logger) -> LineHandler | None:
+    """The handler that all records of `logger` go to and nothing else does, None when that is not so."""
+    handlers: list[logging.Handler] = []
+    current: logging.Logger | None = logger
+    while current is not None:
+        if current.filters:
+            return None
+        handlers += current.handlers
+        current = current.parent if current.propagate else None
+    only = handlers[0] if len(handlers) == 1 else None
+    return only if isinstance(only, LineHandler) and not only.filters else None
 
 
 def _descriptor(stream: TextIO) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from extproc.bodies.findings import Findings
+import orjson
+
+from extproc.bodies.findings import MAX_MODEL, Findings
 from extproc.usage.dialects import reported
 from extproc.usage.estimate import Estimate, Estimator, Job, Method
 from extproc.usage.held import HeldPrompt
@@ -59,6 +61,8 @@ class Meter:
         made.
         """
         dialect, said = reported(findings)
+        if said is not None and _says_nothing(said, findings):
+            said = None
         model = findings.model or _named(about())
         if said is not None and _tells_all(said, findings):
             return self._priced(_reported(said, model, ending, dialect))
@@ -80,6 +84,12 @@ class Meter:
         return usage if cost is None else usage._replace(cost=cost)
 
 
+def _says_nothing(said: Reported, findings: Findings) -> bool:
+    """Zeros throughout for an answer with text are what a server writes that does not count. One alone may be meant."""
+    used = said.prompt or said.completion or said.total
+    return not used and len(findings.counts) > 1 and findings.text.size > 0
+
+
 def _tells_all(said: Reported, findings: Findings) -> bool:
     if not said.final or said.prompt is None:
         return False
@@ -88,7 +98,19 @@ def _tells_all(said: Reported, findings: Findings) -> bool:
 
 def _named(request: Request) -> str:
     """The model that a request asked for, "" when it cannot be told."""
-    return request.model or model_from_path(request.path)
+    return request.model or model_from_path(request.path) or _model_in(request.prompt)
+
+
+def _model_in(prompt: HeldPrompt | None) -> str:
+    body = None if prompt is None else prompt.body()
+    if not body:
+        return ""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return ""
+    model = document.get("model") if isinstance(document, dict) else None
+    return model[:MAX_MODEL] if isinstance(model, str) else ""
 
 
 async def _later(estimate: Awaitable[Estimate], finished: Callable[[Estimate], Usage]) -> Usage:

@@ -239,7 +239,22 @@ def test_memory_does_not_grow_with_the_body(content_type: str) -> None:
     tracemalloc.stop()
     assert peak < 2 * 1024 * 1024
     assert reader.findings.values[TOTAL] == (24 if "event" in content_type else 9)
-    assert reader.unread == ("too_large" if "event" in content_type else None)
+    assert reader.unread is None
+
+
+@pytest.mark.parametrize("size", [1000, 65_536, 1 << 21])
+def test_usage_behind_two_megabytes_of_one_event_is_found(size: int) -> None:
+    """An image inside the event that tells the usage, as the Responses API sends it."""
+    wanted = Wanted(frozenset(), [dialect.shape for dialect in DIALECTS.values()])
+    usage = b'"usage":{"input_tokens":37,"output_tokens":11}'
+    event = b'{"type":"response.completed","response":{"model":"m","output":["%s"],%s}}' % (b"A" * 2_000_000, usage)
+    stream = b'event: x\ndata: {"type":"response.created"}\n\nevent: response.completed\ndata: ' + event
+    for end in (b"", b"\n", b"\n\n", b"\r\n\r\n"):
+        body = stream + end
+        pieces = [body[start : start + size] for start in range(0, len(body), size)]
+        found = read_all(pieces, "text/event-stream", wanted).findings
+        assert found.counts == {"/response/usage/input_tokens": 37, "/response/usage/output_tokens": 11}
+        assert found.model == "m"
 
 
 def test_a_frame_without_usage_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
