@@ -125,6 +125,7 @@ class Exchange:
         "_frame_filter",
         "_headers",
         "_may_ask",
+        "_metered",
         "_model",
         "_next_action",
         "_path",
@@ -166,6 +167,7 @@ class Exchange:
         self._model = ""
         self._prompt: HeldPrompt | None = None
         self._may_ask = False
+        self._metered = False
         self._strips_usage = False
         self._frame_filter: UsageFrameFilter | None = None
         self._started = monotonic()
@@ -266,12 +268,13 @@ class Exchange:
         self._identify(facts)
         self._request_size = max(0, _length(facts.headers.get("content-length", b"")))
         self._path = facts.headers.get(":path", b"")
+        self._metered = facts.headers.get(":method", b"") in self._plan.metered_methods
         reading: Reading = (
             "nothing" if message.request_headers.end_of_stream else self._reads_request(action_set, facts)
         )
         waits = reading != "nothing" and action_set.decides_on_body
         last = action_set.before_body if waits else len(action_set.request_actions)
-        strip = action_set.response_reader is not None and self._plan.strip_accept_encoding
+        strip = action_set.response_reader is not None and self._metered and self._plan.strip_accept_encoding
         encoded = strip and "accept-encoding" in facts.headers
         asked: Reading = "nothing" if self._streamed_request else reading
         return self._run(last, GO_ON[asked, encoded], forwards=not waits)
@@ -492,10 +495,10 @@ class Exchange:
         return replies.response_headers(mode, add=self._headers) if self._headers else plain
 
     def _reads(self, action_set: ActionSet, *, ended: bool) -> bool:
-        """Whether the answer is worth reading: it has a body, and it is no error of the model (S0.D7, S0.23)."""
+        """Whether the answer is worth reading: it has a body, it was generated now, and is no error (S0.D7, S0.23)."""
         charged = self.status < 300 or self._plan.charge_errors
         forwarded = self._state in (_State.REQUEST, _State.FORWARDED)
-        return action_set.response_reader is not None and forwarded and charged and not ended
+        return action_set.response_reader is not None and self._metered and forwarded and charged and not ended
 
     def _response_body(self, message: ProcessingRequest) -> Replies:
         chunk = message.response_body

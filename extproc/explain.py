@@ -54,6 +54,7 @@ def _lines(active: Active) -> Iterator[str]:
     yield ""
     yield f"A successful answer without usage is charged {_missing(config)}."
     yield f"Answers with an error status are {'charged too' if config.charge_errors else 'not charged'}."
+    yield f"Only answers to {', '.join(config.metered_methods)} requests are charged."
     yield f"What was used is shown to Envoy as dynamic metadata `{config.metadata_namespace}`."
     if config.include_usage.enabled:
         yield _asking(config.include_usage)

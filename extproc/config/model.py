@@ -423,6 +423,11 @@ class Config(Model):
     metadata_namespace: Namespace = Field(
         default="extproc", description="Of the dynamic metadata with the usage, for access logs."
     )
+    metered_methods: Annotated[list[str], Field(min_length=1)] = Field(
+        default_factory=lambda: ["POST"],
+        description="Requests with another method generate nothing: their answers are not read, and not charged. An "
+        "answer that is stored and fetched again was charged when it was made.",
+    )
     charge_errors: bool = Field(default=False, description="Report answers with status 400 and above too.")
     strip_accept_encoding: bool = Field(
         default=True, description="Ask models for uncompressed answers where usage is read."

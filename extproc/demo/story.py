@@ -64,7 +64,7 @@ async def stay(page: Page, directory: Path, log: Path, port: int = 0) -> None:
 def _curl(page: Page, stack: Stack, host: str, path: str, body: str) -> None:
     port = stack.envoy.address.rpartition(":")[2]
     page.line(
-        f"  curl -i --resolve {host}:{port}:127.0.0.1 'http://{host}:{port}{path}' \\\n"
+        f"  curl -i --output - --resolve {host}:{port}:127.0.0.1 'http://{host}:{port}{path}' \\\n"
         f"    -H 'content-type: application/json' -d '{body}'"
     )
 

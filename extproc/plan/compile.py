@@ -91,6 +91,7 @@ class _Compiler:
             hosts=HostTable({host: _route(host, sets) for host, sets in by_host.items()}),
             meter=_meter(self._config),
             metadata_namespace=self._config.metadata_namespace,
+            metered_methods=frozenset(method.encode() for method in self._config.metered_methods),
             charge_errors=self._config.charge_errors,
             strip_accept_encoding=self._config.strip_accept_encoding,
             report_wait=self._config.report.wait,
@@ -144,7 +145,7 @@ class _Compiler:
         dialects = DIALECTS.values() if chosen == "auto" else (DIALECTS[chosen],)
         shapes = [each.shape for each in dialects]
         keep_text = self._config.bodies.text if self._estimates else 0
-        wanted = Wanted(_pointers(calls, "response"), shapes, keep_text=keep_text, count_text=self._estimates)
+        wanted = Wanted(_pointers(calls, "response"), shapes, keep_text=keep_text)
         return ReaderFactory(wanted, self._limits())
 
     def _limits(self) -> BodyLimits:

@@ -87,6 +87,7 @@ class Plan:
     hosts: HostTable[Route]
     meter: Meter
     metadata_namespace: str
+    metered_methods: frozenset[bytes]
     charge_errors: bool
     strip_accept_encoding: bool
     report_wait: float

@@ -91,9 +91,10 @@ def _says_nothing(said: Reported, findings: Findings) -> bool:
 
 
 def _tells_all(said: Reported, findings: Findings) -> bool:
-    if not said.final or said.prompt is None:
+    """Whether nothing is left to estimate: without text, nothing was generated beyond what was said."""
+    if said.prompt is None:
         return False
-    return said.completion is not None or not findings.text.size
+    return (said.final and said.completion is not None) or not findings.text.size
 
 
 def _named(request: Request) -> str:

@@ -22,14 +22,14 @@ _REASONING = "output_tokens_details/thinking_tokens"
 def _usage(counts: Counts) -> Reported | None:
     fields = (_INPUT, _READ, _WRITE, _OUTPUT, _REASONING)
     uncached, read, write, output, reasoning = (
-        first(counts, f"{_LAST}/{field}", f"{_START}/{field}") for field in fields
+        counts.get(f"{_LAST}/{field}") or first(counts, f"{_START}/{field}", f"{_LAST}/{field}") for field in fields
     )
     if uncached is None and output is None:
         return None
-    final = f"{_LAST}/{_OUTPUT}" in counts
+    final = counts.get(f"{_LAST}/{_OUTPUT}", 0) > 0
     prompt = None if uncached is None else uncached + (read or 0) + (write or 0)
     return Reported(
-        # Servers that translate begin with zeros and tell all at the end.
+        # Servers that translate begin with zeros and tell all at the end, or fill in zeros there.
         prompt if final else prompt or None,
         output,
         cached=read or 0,

@@ -53,6 +53,8 @@ def _usage(counts: Counts) -> Reported | None:
         None if completion is None else first(counts, *_pointers(_TOTAL)),
         cached=first(counts, *_pointers(_CACHED)) or 0,
         reasoning=thoughts or 0,
+        # Thoughts are told before the text that follows them.
+        final=thoughts is None or first(counts, *_pointers(_CANDIDATES)) is not None,
     )
 
 

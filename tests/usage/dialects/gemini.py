@@ -67,12 +67,12 @@ CASES = [
         Reported(8),
         text="",
     ),
-    Case("only thoughts", THINKING, Reported(8, 30, 38, reasoning=30), text="Hm. "),
+    Case("only thoughts", THINKING, Reported(8, 30, 38, reasoning=30, final=False), text="Hm. "),
     Case("stream as events", [EARLY, LATE], Reported(8, 4, 12), "sse", text="Hello"),
     Case("stream as an array", [EARLY, LATE], Reported(8, 4, 12), text="Hello"),
     Case("stream cut: prompt alone", [EARLY], Reported(8), "sse", text="Hel"),
     Case("array cut: prompt alone", [EARLY], Reported(8), text="Hel"),
-    Case("stream cut: counts so far", [THINKING], Reported(8, 30, 38, reasoning=30), "sse", text="Hm. "),
+    Case("stream cut: counts so far", [THINKING], Reported(8, 30, 38, reasoning=30, final=False), "sse", text="Hm. "),
     Case(
         "stream: function call, and grounding that repeats the text",
         [
