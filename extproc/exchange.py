@@ -43,6 +43,8 @@ from extproc.wire.processing_mode_pb2 import ProcessingMode
 
 _LOG = logging.getLogger("extproc.exchange")
 _PROPAGATED = ("traceparent", "tracestate", "baggage")
+_TEXT_TYPES = ("text/plain", "text/event-stream", "application/x-ndjson", "application/ndjson", "application/jsonl")
+"""Of these, what no dialect is recognised in counts as generated text altogether."""
 _FAILED = b"Internal Server Error.\n"
 
 Reply = bytes
@@ -124,6 +126,7 @@ class Exchange:
         "_first_byte",
         "_frame_filter",
         "_headers",
+        "_is_text",
         "_may_ask",
         "_metered",
         "_model",
@@ -168,6 +171,7 @@ class Exchange:
         self._prompt: HeldPrompt | None = None
         self._may_ask = False
         self._metered = False
+        self._is_text = False
         self._strips_usage = False
         self._frame_filter: UsageFrameFilter | None = None
         self._started = monotonic()
@@ -485,6 +489,7 @@ class Exchange:
         content_type = headers.get("content-type", b"").decode("latin-1")
         content_encoding = headers.get("content-encoding", b"").decode("latin-1")
         self._reader = action_set.response_reader.open(content_type, content_encoding)
+        self._is_text = not content_type or content_type.lower().startswith(_TEXT_TYPES)
         if self._strips_usage and not content_encoding and "text/event-stream" in content_type.lower():
             self._frame_filter = UsageFrameFilter()
             self._expected = -1
@@ -570,7 +575,7 @@ class Exchange:
             self._shared.metrics.body_unread(reader.unread)
         assert self._evaluation is not None
         findings = reader.findings
-        findings.body_size = findings.body_size or self._received
+        findings.body_size = (findings.body_size or self._received) if self._is_text else 0
         self._evaluation.answer_is_there(findings.values)
         shared = self._shared
         usage = self._plan.meter.read(

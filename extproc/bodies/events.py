@@ -40,9 +40,13 @@ class EventSink:
         if self._introducing:
             self._scanned = False
             return True
-        self._scanned = True
-        # Every piece of every stream comes through here: what follows is `_note_text`, in line.
         events = self._events
+        # Every piece of every stream comes through here: what follows is `_is_exact` and `_note_text`, in line.
+        for needle in events.exact_needles:
+            if data.find(needle) >= 0:
+                self._scanned = False
+                return True
+        self._scanned = True
         if events.find_text is not None:
             for text in events.find_text(data):
                 self._add_text(text)
@@ -53,27 +57,30 @@ class EventSink:
         text = lines[0] if len(lines) == 1 else b"\n".join(lines)
         if self._introducing:
             self._recognise(text)
-        if not self._scanned:
+        exact = self._is_exact(text)
+        if not (self._scanned or exact):
             self._note_text(text)
-        if not self._introducing and not self._may_matter(text):
-            return
-        if not self._take(text) and len(lines) > 1:
+        wanted = self._introducing or exact or self._may_matter(text)
+        if wanted and not self._take(text, exact=exact) and len(lines) > 1:
             for line in lines:
-                self._take(line)
+                self._take(line, exact=exact)
         if self._introducing:
             self._introduced()
 
-    def _take(self, text: bytes) -> bool:
+    def _take(self, text: bytes, *, exact: bool) -> bool:
         """Take what one JSON text holds; False when it is none."""
         try:
             document = orjson.loads(text)
         except orjson.JSONDecodeError:
             return self._scan_text(text)
-        events = self._events
-        events.tree.extract(document, self._findings)
-        if events.has_objects:
-            events.tree.collect(document, self._findings.text)
+        tree = self._events.tree
+        tree.extract(document, self._findings)
+        if exact:
+            tree.collect(document, self._findings.text)
         return True
+
+    def _is_exact(self, data: bytes) -> bool:
+        return any(needle in data for needle in self._events.exact_needles)
 
     def _scan_text(self, text: bytes) -> bool:
         """Take what can be had of a text that a strict parser refuses: 1e400, lone surrogates, 100,000 brackets."""

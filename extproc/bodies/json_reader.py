@@ -59,8 +59,11 @@ class JsonReader:
             self._parse(bytes(self._buffer))
         if self._scanner is not None:
             self._scanner.close()
-        head = self._head or bytes(self._buffer[:HEAD])
-        self._findings.shape = self._wanted.shape_of(self._findings.counts, head)
+        findings, wanted = self._findings, self._wanted
+        findings.shape = wanted.shape_of(findings.counts, self._head or bytes(self._buffer[:HEAD]))
+        if self._parsed and not findings.shape:
+            body = bytes(self._buffer)
+            findings.collect_text_later(lambda text: wanted.collect_other_text(body, text))
         self._buffer.clear()
 
     def _parse(self, body: bytes) -> None:

@@ -30,7 +30,7 @@ class Shape:
     """Of `text`, those that say the same where an object has several of them."""
     event_keys: tuple[str, ...] = ()
     """Keys of strings that hold generated text in an event, wherever they are in it."""
-    event_objects: tuple[str, ...] = ()
-    """Pointers to generated text in events that no key alone tells, or that is no string."""
-    object_needles: tuple[bytes, ...] = ()
-    """An event with `event_objects` contains one of these."""
+    event_text: tuple[str, ...] = ()
+    exact_needles: tuple[bytes, ...] = ()
+    """An event with one of these has its text at the pointers `event_text` alone: the keys would count what is no
+    generated text, or miss what is no string. It is parsed."""

@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from extproc.bodies.findings import Path
 from extproc.bodies.pointers import ANY, PointerTree, needles
 from extproc.bodies.shapes import Shape
+from extproc.bodies.text import Text
 
 HEAD = 4096
 """Bytes of a document that tell its shape."""
+
+OTHER_KEYS = ("answer", "completion", "content", "generated_text", "output", "output_text", "response", "text")
+"""Where documents of families that we do not know keep what was generated."""
 
 FindAll = Callable[[bytes], list[bytes]]
 
@@ -18,22 +22,22 @@ FindAll = Callable[[bytes], list[bytes]]
 class Events:
     """How the events of a stream are read: which are parsed, for what, and where their text is."""
 
-    __slots__ = ("all_needles", "find_text", "has_objects", "tree")
+    __slots__ = ("all_needles", "exact_needles", "find_text", "tree")
 
     def __init__(self, pointers: Iterable[Path], shapes: Sequence[Shape], *, count_text: bool) -> None:
         self.tree = PointerTree(pointers)
         for shape in shapes:
             _add_counts(self.tree, (*shape.counts, *shape.event_counts), shape.models)
-        # Of several shapes one's objects may hold the strings of another.
-        objects = shapes if count_text and len(shapes) == 1 else ()
-        _add_text(self.tree, (path for shape in objects for path in shape.event_objects))
+        # What one shape says exactly would be wrong for another.
+        exact = shapes if count_text and len(shapes) == 1 else ()
+        _add_text(self.tree, (path for shape in exact for path in shape.event_text))
+        _add_twins(self.tree, (twins for shape in exact for twins in shape.twins))
         self.tree.fold()
         known = {needle for shape in shapes for needle in shape.needles}
         extra = {needle for needle in needles(pointers) if not any(part in needle for part in known)}
-        object_needles = {each for shape in objects for each in shape.object_needles}
-        self.has_objects = bool(object_needles)
-        self.all_needles = tuple(sorted(known | extra | object_needles))
-        """An event without any of these is not parsed."""
+        self.exact_needles = tuple(each for shape in exact for each in shape.exact_needles)
+        self.all_needles = tuple(sorted(known | extra))
+        """An event without any of these, or of the exact ones, is not parsed."""
         keys = sorted({key for shape in shapes for key in shape.event_keys})
         self.find_text: FindAll | None = _strings_at(keys).findall if keys and count_text else None
 
@@ -44,7 +48,7 @@ class Wanted:
     `document` finds all but the text of a document, `with_text` that too.
     """
 
-    __slots__ = ("_by_shape", "_openings", "_owners", "any_shape", "document", "keep_text", "with_text")
+    __slots__ = ("_by_shape", "_openings", "_other_text", "_owners", "any_shape", "document", "keep_text", "with_text")
 
     def __init__(
         self, pointers: frozenset[Path], shapes: Sequence[Shape] = (), *, keep_text: int = 0, count_text: bool = True
@@ -62,8 +66,15 @@ class Wanted:
         self.with_text.fold()
         self.any_shape = Events(pointers, shapes, count_text=count_text)
         self._by_shape = {shape.name: Events(pointers, (shape,), count_text=count_text) for shape in shapes}
+        self._other_text = _strings_at(OTHER_KEYS).findall if count_text else None
         self._owners = {pointer: shape.name for shape in shapes for pointer in shape.own}
         self._openings = [(re.compile(shape.opening).search, shape.name) for shape in shapes]
+
+    def collect_other_text(self, body: bytes, text: Text) -> None:
+        """Put what looks generated in a document of no shape into `text`."""
+        if self._other_text is not None:
+            for found in self._other_text(body):
+                text.add(found)
 
     def recognise(self, beginning: bytes) -> str:
         """The name of the shape that begins like this, "" for none."""

@@ -94,7 +94,12 @@ def _tells_all(said: Reported, findings: Findings) -> bool:
     """Whether nothing is left to estimate: without text, nothing was generated beyond what was said."""
     if said.prompt is None:
         return False
-    return (said.final and said.completion is not None) or not findings.text.size
+    if not findings.text.size:
+        return True
+    if said.completion is None or not said.final:
+        return False
+    # A zero beside text is a field that somebody filled in, unless it is all that is said.
+    return said.completion > 0 or len(findings.counts) == 1
 
 
 def _named(request: Request) -> str:

@@ -977,3 +977,43 @@ async def test_a_decision_line_names_model_source_and_ending(caplog: pytest.LogC
     assert (reported["model"], reported["usage"], reported["ending"]) == ("m", "reported", "complete")
     assert (estimated["model"], estimated["usage"], estimated["ending"]) == ("", "estimated", "client_gone")
     assert json.dumps([reported, estimated])
+
+
+# ── answers that are no generations ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "completion"),
+    [
+        ("image/png", b"\x89PNG" + b"\0" * 4000, 0),
+        ("text/html", b"<html>" + b"x" * 4000, 0),
+        ("application/json", compact([[0.25] * 500]), 0),
+        ("application/json", compact({"embedding": {"values": [0.25] * 500}}), 0),
+        ("application/json", compact({"created": 1, "data": [{"b64_json": "A" * 4000}]}), 0),
+        ("application/json", compact({"generated_text": "word " * 100, "id": "x" * 4000}), 100),
+        ("text/plain", b"word " * 100, 125),
+    ],
+)
+async def test_of_an_answer_that_no_dialect_knows_only_text_counts(
+    content_type: str, body: bytes, completion: int
+) -> None:
+    """S0.D5: vectors, pictures and pages are no tokens, whatever their size."""
+    gateway = Gateway(reporting("usage.completion_tokens"))
+    headers = response_headers({"content-type": content_type})
+    await gateway.exchange(request_headers(ends=True), headers, response_body(body))
+    assert sum(hits(gateway)) == pytest.approx(completion, abs=26)
+
+
+async def test_a_stored_answer_that_is_fetched_again_is_not_charged_again() -> None:
+    """It was charged when it was made; `meteredMethods` changes that."""
+    answer = (
+        response_headers(),
+        response_body(
+            compact({"object": "response", "usage": {"input_tokens": 37, "output_tokens": 11, "total_tokens": 48}})
+        ),
+    )
+    for methods, expected in ((["POST"], []), (["POST", "GET"], [48])):
+        gateway = Gateway(reporting("usage.total_tokens", meteredMethods=methods))
+        replies = await gateway.exchange(request_headers(method="GET", ends=True), *answer)
+        assert hits(gateway) == expected
+        assert (replies[1].mode_override.response_body_mode == ProcessingMode.STREAMED) == bool(expected)

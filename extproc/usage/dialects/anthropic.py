@@ -47,6 +47,9 @@ DIALECT = Dialect(
         counts=under((_LAST, _START), (_INPUT, _READ, _WRITE, _OUTPUT, _REASONING)),
         models=("/model", "/message/model"),
         text=("/content/*/text", "/content/*/thinking", "/content/*/input"),
+        event_text=("/content_block/text", "/delta/text", "/delta/thinking", "/delta/partial_json"),
+        # Results of tools that the provider ran come as whole blocks.
+        exact_needles=(b"_tool_result",),
         event_keys=("partial_json", "text", "thinking"),
     ),
     provider="anthropic",

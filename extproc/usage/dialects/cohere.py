@@ -59,8 +59,8 @@ DIALECT = Dialect(
             "/message/tool_calls/*/function/arguments",
         ),
         # By pointer, not by key: citations repeat the text that they are for, and v1's last event all of it.
-        event_objects=_EVENT_TEXT,
-        object_needles=(b'"content-delta"', b'"tool-plan-delta"', b'"tool-call-delta"', b'"text-generation"'),
+        event_text=_EVENT_TEXT,
+        exact_needles=(b'"content-delta"', b'"tool-plan-delta"', b'"tool-call-delta"', b'"text-generation"'),
     ),
     provider="cohere",
     usage=_usage,

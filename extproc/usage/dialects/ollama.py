@@ -14,6 +14,15 @@ from extproc.usage.usage import Reported
 _PROMPT, _COMPLETION = "/prompt_eval_count", "/eval_count"
 
 
+_TEXT = (
+    "/message/content",
+    "/message/thinking",
+    "/message/tool_calls/*/function/arguments",
+    "/response",
+    "/thinking",
+)
+
+
 def _usage(counts: Counts) -> Reported | None:
     if _PROMPT not in counts and _COMPLETION not in counts:
         return None
@@ -31,16 +40,10 @@ DIALECT = Dialect(
         needles=(b'eval_count"',),
         counts=(_PROMPT, _COMPLETION),
         models=("/model",),
-        text=(
-            "/message/content",
-            "/message/thinking",
-            "/message/tool_calls/*/function/arguments",
-            "/response",
-            "/thinking",
-        ),
+        text=_TEXT,
         event_keys=("content", "response", "thinking"),
-        event_objects=("/message/tool_calls/*/function/arguments",),
-        object_needles=(b'"tool_calls"',),
+        event_text=_TEXT,
+        exact_needles=(b'"tool_calls"',),
     ),
     provider="ollama",
     usage=_usage,

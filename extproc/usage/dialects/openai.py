@@ -65,7 +65,20 @@ DIALECT = Dialect(
             "/choices/*/message/function_call/arguments",
             "/choices/*/text",
         ),
-        twins=(("/choices/*/message/reasoning_content", "/choices/*/message/reasoning"),),
+        twins=(
+            ("/choices/*/message/reasoning_content", "/choices/*/message/reasoning"),
+            ("/choices/*/delta/reasoning_content", "/choices/*/delta/reasoning"),
+        ),
+        event_text=(
+            "/choices/*/delta/content",
+            "/choices/*/delta/reasoning_content",
+            "/choices/*/delta/reasoning",
+            "/choices/*/delta/refusal",
+            "/choices/*/delta/tool_calls/*/function/arguments",
+            "/choices/*/text",
+        ),
+        # What a search found and an answer quotes is under the same keys.
+        exact_needles=(b"citation",),
         event_keys=("arguments", "content", "reasoning", "reasoning_content", "refusal", "text"),
     ),
     provider="openai",

@@ -45,6 +45,7 @@ DIALECT = Dialect(
         name="responses",
         opening=has_member(
             ("object", rb'"response[".]'),
+            ("data", rb'\[\s*+\{\s*+"(?:b64_json|url|revised_prompt)"'),
             ("type", rb'"(?:response|transcript\.text|image_generation|image_edit)\.'),
         ),
         needles=(b'_tokens"',),
@@ -60,6 +61,8 @@ DIALECT = Dialect(
         ),
         # Events that end a part repeat the text of its deltas, under other keys.
         event_keys=("delta",),
+        # Sound, as text of a kind.
+        exact_needles=(b'"type":"response.audio.delta"',),
     ),
     provider="openai",
     usage=_usage,

@@ -125,7 +125,6 @@ CASES = [
         Reported(50, 60, 110),
         model="",
         text="",
-        recognised=False,
     ),
     Case(
         "transcription",
