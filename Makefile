@@ -34,7 +34,7 @@ accounting: $(VENV)/.dev ## Play transcripts and compare what was counted with t
 	$(BIN)/python -m accounting --write docs/accounting.md
 
 fuzz: $(VENV)/.dev ## Fuzz the body readers (FUZZ_SECONDS=60)
-	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 proto: $(VENV)/.dev ## Generate extproc/wire from proto/
 	$(BIN)/python tools/generate_wire.py

@@ -73,10 +73,9 @@ class EventSink:
             document = orjson.loads(text)
         except orjson.JSONDecodeError:
             return self._scan_text(text)
-        tree = self._events.tree
-        tree.extract(document, self._findings)
+        self._events.tree.extract(document, self._findings)
         if exact:
-            tree.collect(document, self._findings.text)
+            self._events.exact_text.collect(document, self._findings.text)
         return True
 
     def _is_exact(self, data: bytes) -> bool:

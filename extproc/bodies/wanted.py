@@ -22,7 +22,7 @@ FindAll = Callable[[bytes], list[bytes]]
 class Events:
     """How the events of a stream are read: which are parsed, for what, and where their text is."""
 
-    __slots__ = ("all_needles", "exact_needles", "find_text", "tree")
+    __slots__ = ("all_needles", "exact_needles", "exact_text", "find_text", "tree")
 
     def __init__(self, pointers: Iterable[Path], shapes: Sequence[Shape], *, count_text: bool) -> None:
         self.tree = PointerTree(pointers)
@@ -30,9 +30,11 @@ class Events:
             _add_counts(self.tree, (*shape.counts, *shape.event_counts), shape.models)
         # What one shape says exactly would be wrong for another.
         exact = shapes if count_text and len(shapes) == 1 else ()
-        _add_text(self.tree, (path for shape in exact for path in shape.event_text))
-        _add_twins(self.tree, (twins for shape in exact for twins in shape.twins))
         self.tree.fold()
+        self.exact_text = PointerTree()
+        _add_text(self.exact_text, (path for shape in exact for path in shape.event_text))
+        _add_twins(self.exact_text, (twins for shape in exact for twins in shape.twins))
+        self.exact_text.fold()
         known = {needle for shape in shapes for needle in shape.needles}
         extra = {needle for needle in needles(pointers) if not any(part in needle for part in known)}
         self.exact_needles = tuple(each for shape in exact for each in shape.exact_needles)
