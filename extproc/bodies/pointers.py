@@ -99,6 +99,8 @@ class PointerTree:
             said = set()
             for key, child in self.children.items():
                 value = document.get(key)
+                if value is None:
+                    continue
                 if child.twins and value:
                     if child.twins in said:
                         continue

@@ -59,6 +59,8 @@ class BodyValues:
         """The value of a call that is a whole expression, without CEL."""
         if call.body == "request":
             return self._in_request(call.pointers, call.kind)
+        if self.usage is None and call.kind == "any" and len(call.pointers) == 1:
+            return self.response.get(call.pointers[0])
         return self._in_response(call.pointers, call.kind)
 
     def _in_request(self, paths: Sequence[Path], kind: str) -> Scalar | None:

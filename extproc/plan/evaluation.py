@@ -120,6 +120,7 @@ class Evaluation:
             self._bodies.usage = None
 
     def _count(self, action: Action, hits: Expression) -> int:
+        """Raises ActionFailure."""
         return action.count(hits, self._bodies, self._any_context)
 
     def _any_context(self) -> cel.Context:

@@ -94,12 +94,12 @@ def _tells_all(said: Reported, findings: Findings) -> bool:
     """Whether nothing is left to estimate: without text, nothing was generated beyond what was said."""
     if said.prompt is None:
         return False
-    if not findings.text.size:
+    if said.final and said.completion:
         return True
-    if said.completion is None or not said.final:
-        return False
-    # A zero beside text is a field that somebody filled in, unless it is all that is said.
-    return said.completion > 0 or len(findings.counts) == 1
+    # To ask for the text has it collected. A zero beside text is a field that somebody filled in, unless it is all
+    # that is said.
+    meant = said.final and said.completion == 0 and len(findings.counts) == 1
+    return meant or not findings.text.size
 
 
 def _named(request: Request) -> str:
