@@ -95,7 +95,8 @@ def reason_of(error: grpc.aio.AioRpcError, before: grpc.ChannelConnectivity, aft
 
     gRPC has one status, UNAVAILABLE, for a connection never made, a connection lost during the call, and a
     server that says so itself; only its text tells them apart. A text of "no connection" is believed
-    when the channel is indeed not connected, because a server that is itself a client could hand it on.
+    when the channel is indeed not connected, because a server that is itself a client could hand it on: not any more,
+    or not when the call began, after a failure to connect, which ends a call at once. (The limiter may be back since.)
     A deadline that passed while the channel was still connecting counted nothing either.
     Whatever is not certain is not "unreachable", so that nothing is counted twice.
     """
@@ -105,7 +106,8 @@ def reason_of(error: grpc.aio.AioRpcError, before: grpc.ChannelConnectivity, aft
             unsent = text == "Deadline Exceeded" and before is not _READY and after in _CONNECTING
             return "unreachable" if unsent else "deadline"
         case grpc.StatusCode.UNAVAILABLE:
-            unsent = _NOT_CONNECTED.match(text) is not None and after is not _READY
+            unconnected = after is not _READY or before is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            unsent = unconnected and _NOT_CONNECTED.match(text) is not None
             return "unreachable" if unsent or _NOT_PROCESSED.match(text) else "refused"
         case _:
             return "refused"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from extproc.limiter.remote import MAX_METADATA_VALUE, RemoteLimiter
+from extproc.limiter.remote import MAX_METADATA_VALUE, RemoteLimiter, reason_of
 from extproc.limiter.seam import MAX_HITS, Code, Decision, LimiterError, Query
 from extproc.wire.base_pb2 import HeaderValue
 from extproc.wire.rls_pb2 import RateLimitRequest, RateLimitResponse
@@ -394,3 +394,24 @@ async def test_a_call_is_made_once(net) -> None:
 
     assert await reason(await peer(net, SETTINGS, refuse)) == "unreachable"
     assert calls == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.TRANSIENT_FAILURE, "unreachable"),
+        # The limiter came back between the call's failure and our look at the channel.
+        (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.READY, "unreachable"),
+        # A limiter that cannot reach its own storage may hand such a text on, and may have counted.
+        (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.READY, "refused"),
+        (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.READY, "refused"),
+    ],
+)
+def test_a_text_of_no_connection_is_believed_when_there_was_none(
+    before: grpc.ChannelConnectivity, after: grpc.ChannelConnectivity, expected: str
+) -> None:
+    """S0.D16: told again only where it cannot have been counted."""
+    text = "failed to connect to all addresses; last error: UNKNOWN"
+    empty = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, details=text)
+    assert reason_of(error, before, after) == expected

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from extproc.limiter.seam import Code
 from extproc.telemetry import logs
+from extproc.telemetry.decisions import DecisionLog
 
 FORMATS: tuple[logs.Format, ...] = ("json", "console")
 logger = logging.getLogger("extproc.test")
@@ -508,3 +509,50 @@ async def test_exception_of_a_forgotten_task_is_a_line() -> None:
     loop = asyncio.get_running_loop()
     loop.call_exception_handler({"message": "Task exception was never retrieved", "exception": ValueError("x")})
     assert json.loads(out.getvalue())["logger"] == "asyncio"
+
+
+def test_decision_lines_are_written_together_in_pieces_that_a_pipe_takes_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line arrives, in order, with the time at which it was noted; no write is larger than a line may be."""
+    writes: list[bytes] = []
+    write = os.write
+    monkeypatch.setattr(logs.os, "write", lambda fd, data: (writes.append(data), write(fd, data))[1])
+
+    async def note() -> None:
+        decisions = DecisionLog("extproc.test")
+        for number in range(200):
+            decisions.note("consumed", {"number": number, "text": "x" * 100})
+        decisions.flush()
+
+    with (tmp_path / "log").open("w") as stream:
+        logs.configure("info", "json", stream)
+        logging.getLogger().handlers = [h for h in logging.getLogger().handlers if isinstance(h, logs.LineHandler)]
+        asyncio.run(note())
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["number"] for line in lines] == list(range(200))
+    assert len(writes) < 20
+    assert max(map(len, writes)) <= logs.MAX_LINE
+    assert all(data.endswith(b"\n") for data in writes)
+
+
+def test_decision_lines_reach_other_handlers_too() -> None:
+    """A handler that somebody added sees every record."""
+    seen: list[str] = []
+
+    class Other(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+
+    async def note() -> None:
+        decisions = DecisionLog("extproc.test")
+        decisions.note("consumed", {})
+        decisions.note("denied", {})
+        decisions.flush()
+
+    stream = io.StringIO()
+    logs.configure("info", "json", stream)
+    logging.getLogger().addHandler(Other())
+    asyncio.run(note())
+    assert seen == ["consumed", "denied"]
+    assert stream.getvalue().count("\n") == 2
