@@ -286,14 +286,14 @@ class Exchange:
     def _reads_request(self, action_set: ActionSet, facts: RequestFacts) -> Reading:
         """Make ready for the request body, as far as somebody needs it."""
         asks = action_set.include_usage
-        self._may_ask = asks is not None and asks.may_ask(facts)
+        self._may_ask = asks is not None and self._metered and asks.may_ask(facts)
         if self._may_ask or action_set.decides_on_body:
             self._prompt = HeldPrompt(self._shared.prompts)
             self._read_request(action_set, facts)
             if asks is None or not self._may_ask:
                 return "buffered"
             return "editable" if 0 < self._request_size <= asks.buffer else "chunked"
-        if action_set.reads_prompts:
+        if action_set.reads_prompts and self._metered:
             self._prompt = HeldPrompt(self._shared.prompts)
             return "passing"
         return "nothing"
@@ -575,12 +575,12 @@ class Exchange:
             self._shared.metrics.body_unread(reader.unread)
         assert self._evaluation is not None
         findings = reader.findings
-        findings.body_size = (findings.body_size or self._received) if self._is_text else 0
+        # Of an encoding that nobody here can read, the encoded size is all that is known.
+        is_text = self._is_text or reader.unread == "encoding"
+        findings.body_size = (findings.body_size or self._received) if is_text else 0
         self._evaluation.answer_is_there(findings.values)
         shared = self._shared
-        usage = self._plan.meter.read(
-            reader.findings, self._request, ending, shared.estimator, shared.metrics.estimated
-        )
+        usage = self._plan.meter.read(findings, self._request, ending, shared.estimator, shared.metrics.estimated)
         self._streaming = reader.streaming
         ended = monotonic()
         if isinstance(usage, Usage):

@@ -1017,3 +1017,11 @@ async def test_a_stored_answer_that_is_fetched_again_is_not_charged_again() -> N
         replies = await gateway.exchange(request_headers(method="GET", ends=True), *answer)
         assert hits(gateway) == expected
         assert (replies[1].mode_override.response_body_mode == ProcessingMode.STREAMED) == bool(expected)
+
+
+async def test_an_answer_in_an_unknown_encoding_goes_by_its_size() -> None:
+    """S0.D11: what cannot be read is not free."""
+    gateway = Gateway(reporting("usage.completion_tokens"))
+    headers = response_headers({"content-type": "application/json", "content-encoding": "x-own"})
+    await gateway.exchange(request_headers(ends=True), headers, response_body(b"z" * 400))
+    assert hits(gateway) == [100]
