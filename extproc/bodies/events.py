@@ -23,13 +23,15 @@ class EventSink:
     What is found depends on the events alone, not on how many of them a piece holds.
     """
 
-    __slots__ = ("_add_text", "_events", "_findings", "_introducing", "_scanned", "_seen", "_wanted")
+    __slots__ = ("_add_text", "_events", "_findings", "_introducing", "_more_needles", "_scanned", "_seen", "_wanted")
 
-    def __init__(self, wanted: Wanted, findings: Findings) -> None:
+    def __init__(self, wanted: Wanted, findings: Findings, more_needles: tuple[bytes, ...] = ()) -> None:
+        """`more_needles`: of events that are parsed whatever the shape."""
         self._wanted = wanted
         self._findings = findings
         self._add_text = findings.text.add
         self._events = wanted.any_shape
+        self._more_needles = more_needles
         self._introducing = True
         self._seen = 0
         self._scanned = False
@@ -100,10 +102,11 @@ class EventSink:
                 self._add_text(text)
 
     def _may_matter(self, data: bytes) -> bool:
-        for needle in self._events.all_needles:  # noqa: SIM110 - any() and `in` would cost as much again
+        # any() and `in` would cost as much again.
+        for needle in self._events.all_needles:
             if data.find(needle) >= 0:
                 return True
-        return False
+        return bool(self._more_needles) and any(needle in data for needle in self._more_needles)
 
     def _recognise(self, text: bytes) -> None:
         findings = self._findings

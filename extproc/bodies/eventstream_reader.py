@@ -28,6 +28,10 @@ _NO_EVENT = re.compile(rb"\x0d:message-type\x07\x00(?:\x09exception|\x05error)")
 _WRAPPER = {"bytes", "p"}
 
 
+METRICS = b'"amazon-bedrock-invocationMetrics"'
+"""In the last event of Bedrock's InvokeModelWithResponseStream, whatever the model's own events look like."""
+
+
 class EventStreamReader:
     """Holds at most one unfinished message of `limit` bytes; a longer one is skipped by its length.
 
@@ -41,7 +45,7 @@ class EventStreamReader:
         self.unread: Literal["too_large", "corrupt"] | None = None
         self.mid_event = False
         """After `close`: the stream ended inside a message."""
-        self._sink = EventSink(wanted, findings)
+        self._sink = EventSink(wanted, findings, (METRICS,))
         self._limit = limit
         self._buffer = bytearray()
         self._needed = _PRELUDE.size

@@ -46,7 +46,7 @@ DIALECT = Dialect(
             ("response_type", rb'"embeddings_'),
             ("embeddings", rb'\{\s*+"(?:float|int8|uint8|binary|ubinary|base64)"'),
         ),
-        needles=(b'put_tokens"', invocation_metrics.NEEDLE),
+        needles=(b'put_tokens"',),
         counts=(
             *under(_PLACES, (_CACHED, *under(_KINDS, (_INPUT, _OUTPUT)))),
             *invocation_metrics.COUNTS,

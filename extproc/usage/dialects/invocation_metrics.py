@@ -6,7 +6,6 @@ from extproc.usage.dialects.dialect import Counts, total_of
 from extproc.usage.usage import Reported
 
 KEY = "amazon-bedrock-invocationMetrics"
-NEEDLE = f'"{KEY}"'.encode()
 _INPUT = f"/{KEY}/inputTokenCount"
 _OUTPUT = f"/{KEY}/outputTokenCount"
 _READ = f"/{KEY}/cacheReadInputTokenCount"

@@ -46,7 +46,7 @@ DIALECT = Dialect(
             ("choices", rb"\["),
             ("object", rb'"(?:chat\.completion|text_completion|list"|embedding)'),
         ),
-        needles=(b'_tokens"', invocation_metrics.NEEDLE),
+        needles=(b'_tokens"',),
         counts=(
             *under(_PLACES[:1], (*_FIELDS, *_CACHED, *_DETAILS)),
             *invocation_metrics.COUNTS,
