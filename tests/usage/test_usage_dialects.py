@@ -98,11 +98,15 @@ def test_large_documents_say_the_same(dialect: str, case: Case, dump: Dump) -> N
         assert findings.text.size == small.text.size
 
 
-@pytest.mark.parametrize(("dialect", "case"), rows())
+def _of_its_own_dialect(row: Any) -> bool:
+    """Whether the row is counted by the dialect in whose table it stands."""
+    case: Case = row.values[1]
+    return not case.dialect and case.recognised
+
+
+@pytest.mark.parametrize(("dialect", "case"), [row for row in rows() if _of_its_own_dialect(row)])
 def test_one_dialect_configured_counts_the_same(dialect: str, case: Case) -> None:
     """`dialect: NAME`: nothing is recognised, and what is read is of that dialect."""
-    if case.dialect or not case.recognised:
-        pytest.skip("counted by another dialect")
     alone = Wanted(frozenset(), [DIALECTS[dialect].shape], keep_text=1 << 16)
     check(dialect, case, read(*body_of(case, compact), alone))
 
