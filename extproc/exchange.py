@@ -24,11 +24,11 @@ from typing import Any, Final, Literal
 from extproc import replies
 from extproc.bodies.reader import BodyReader
 from extproc.expressions import ExpressionError
+from extproc.facts import RequestFacts, attribute
 from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
 from extproc.plan.action import Action, ActionFailure
 from extproc.plan.evaluation import Evaluation
-from extproc.plan.facts import RequestFacts, attribute
 from extproc.plan.plan import ActionSet, Plan
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Ending, Metrics

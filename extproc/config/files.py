@@ -1,14 +1,17 @@
-"""Reading files: regular ones, up to a size, remembered by their digest."""
+"""Reading files: regular ones, up to a size, and folders of them, remembered by their digest."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 MAX_BYTES = 10_000_000
 """A larger configuration, limits or PEM file is refused."""
+MAX_FILES = 1000
+"""A folder with more is refused."""
 
 
 class Unreadable(Exception):
@@ -36,6 +39,24 @@ class Files:
             raise Unreadable(f"larger than {MAX_BYTES // 10**6} MB")
         return data
 
+    def list(self, path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+        """Files to read for `path`: itself, or of a folder those with one of `suffixes`, by name. Raises Unreadable.
+
+        A folder is remembered by the names in it, so that one more file is a change.
+        """
+        path = path.absolute()
+        if "\0" in str(path) or not path.is_dir():
+            return [path]
+        try:
+            names = _names(path)
+        except OSError as error:
+            raise Unreadable(f"cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+        self.snapshot[path] = _digest("\0".join(names).encode())
+        found = [path / name for name in names if name.endswith(suffixes) and not name.startswith(".")]
+        if len(found) > MAX_FILES:
+            raise Unreadable(f"a folder with more than {MAX_FILES} files")
+        return found
+
     def read_text(self, path: Path) -> str:
         """The same as text; a byte order mark is dropped. Raises Unreadable when it is not UTF-8."""
         data = self.read(path)
@@ -51,7 +72,7 @@ def take_snapshot(paths: Iterable[Path]) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for path in paths:
         try:
-            found[path] = _digest(_read(path))
+            found[path] = _digest("\0".join(_names(path)).encode() if path.is_dir() else _read(path))
         except OSError:
             found[path] = ""
     return found
@@ -63,6 +84,10 @@ def _read(path: Path) -> bytes:
         raise OSError(0, "is a directory" if path.is_dir() else "not a regular file")
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
 
 
 def _digest(data: bytes) -> str:

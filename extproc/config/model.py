@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -82,6 +82,8 @@ Hostname = Annotated[str, AfterValidator(_folded)]
 DialectName = Literal["auto", "openai", "responses", "anthropic", "gemini", "bedrock", "ollama", "cohere"]
 ServiceType = Literal["auth", "ratelimit", "ratelimit-check", "ratelimit-report"]
 FailureMode = Literal["deny", "allow"]
+CalendarUnit = Literal["minute", "hour", "day", "week", "month"]
+DenyProfile = Literal["kuadrant", "gloo", "openai", "anthropic"]
 Size = Annotated[int, Field(gt=0)]
 
 
@@ -183,14 +185,29 @@ class RouteRuleConditions(Model):
 
 
 class DenyWith(Model):
-    """The answer to a request over its limit."""
+    """The answer to a request over its limit; the bare profile may be written."""
 
+    profile: DenyProfile = Field(
+        default="kuadrant",
+        description="`kuadrant`: a line of text; `gloo`: no body; `openai`, `anthropic`: JSON as their APIs answer.",
+    )
     status: Annotated[int, Field(ge=400, le=599)] = 429
     headers: dict[str, str] = Field(
         default_factory=lambda: {"x-envoy-ratelimited": "true"},
         description="`x-envoy-ratelimited: true` unless given; what is given replaces it.",
     )
-    body: str = "Too Many Requests\n"
+    body: str | None = Field(default=None, description="In place of the profile's.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def short_form(cls, data: Any) -> Any:
+        return {"profile": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        written_out = handler(core_schema)
+        names = list(get_args(DenyProfile))
+        return {"anyOf": [{"type": "string", "enum": names, "description": "Just the profile."}, written_out]}
 
 
 class Fixed(Model):
@@ -221,6 +238,7 @@ class ActionSet(Model):
     route_rule_conditions: RouteRuleConditions
     actions: list[Action]
     deny_with: DenyWith | None = Field(default=None, description="Overrides the top level `denyWith`.")
+    on_no_limit: FailureMode | None = Field(default=None, description="Overrides the top level `onNoLimit`.")
     dialect: DialectName | None = Field(default=None, description="Overrides the top level `dialect`.")
 
 
@@ -282,15 +300,172 @@ class Admin(Model):
 
 
 class Limit(Model):
-    """One limit as in Limitador's limits file."""
+    """One limit as in Limitador's limits file; `calendar` and `time_zone` are ours."""
 
     namespace: str = Field(description="The domain of the calls it applies to.")
     max_value: Annotated[int, Field(ge=0, lt=2**64)] = Field(alias="max_value", description="Hits in a window.")
-    seconds: Annotated[int, Field(gt=0, lt=2**63)] = Field(description="Length of a window.")
+    seconds: Annotated[int, Field(gt=0, lt=2**63)] | None = Field(
+        default=None, description="Length of a window, which begins with its first hit."
+    )
+    calendar: CalendarUnit | None = Field(
+        default=None, description="In place of `seconds`: windows of the calendar; a week begins on Monday."
+    )
+    time_zone: str = Field(
+        default="UTC", alias="time_zone", description="Of `calendar`: a name of the IANA database, as `Europe/Berlin`."
+    )
     id: str | None = None
     name: str | None = None
     conditions: list[str] = Field(default_factory=list, description="CEL over `descriptors`, all must be true.")
     variables: list[str] = Field(default_factory=list, description="CEL; one counter per distinct value.")
+
+    @model_validator(mode="after")
+    def one_window(self) -> Limit:
+        if (self.seconds is None) == (self.calendar is None):
+            raise ValueError("expected exactly one of `seconds`, `calendar`")
+        if self.time_zone != "UTC" and self.calendar is None:
+            raise ValueError("`time_zone` belongs to `calendar`")
+        return self
+
+
+class Storage(Model):
+    """Where the embedded limiter keeps its counters; the bare address may be written."""
+
+    url: str = Field(
+        default="memory",
+        description="`memory`, `redis://[user:password@]host:port[/db]`, `rediss://...` (TLS), `unix:///path`, "
+        "`redis+sentinel://host:port,host:port/service[/db]` or `redis+cluster://host:port,host:port`; each also as "
+        "`rediss+...`.",
+    )
+    password_file: Annotated[str, AfterValidator(_anchored)] | None = Field(
+        default=None, description="Holds the password, in place of one in `url`; relative to this file."
+    )
+    tls: ClientTls | None = Field(default=None, description="Certificates for `rediss`.")
+    prefix: str = Field(default="extproc", description="What every key in Redis begins with.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def short_form(cls, data: Any) -> Any:
+        return {"url": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        written_out = handler(core_schema)
+        return {"anyOf": [{"type": "string", "description": "Just the address."}, written_out]}
+
+    @property
+    def in_memory(self) -> bool:
+        return self.url == "memory"
+
+
+class Denial(Model):
+    """The answer to a request without, or with the wrong, identity."""
+
+    status: Annotated[int, Field(ge=400, le=599)] | None = Field(default=None, description="401, or 403.")
+    headers: dict[str, str] = Field(default_factory=dict, description="Besides the usual ones.")
+    body: str | None = Field(default=None, description="That of the `denyWith` profile when absent.")
+
+
+class Credentials(Model):
+    """Where a request carries an API key."""
+
+    header: str = "authorization"
+    prefix: str = Field(default="", description="Before the key and a space, as `APIKEY` or `Bearer`.")
+
+
+class Selector(Model):
+    """Chooses Kubernetes Secrets by their labels."""
+
+    match_labels: dict[str, str] = Field(default_factory=dict)
+
+
+class ApiKeys(Model):
+    """API keys from files: ours, or Kubernetes Secret documents."""
+
+    files: Annotated[list[Annotated[str, AfterValidator(_anchored)]], Field(min_length=1)] = Field(
+        description="Files or folders, relative to this file."
+    )
+    selector: Selector = Selector()
+    namespace: str | None = Field(default=None, description="Only Secrets of this namespace; all when absent.")
+
+
+class Jwt(Model):
+    """Claims of a token that Envoy's `jwt_authn` has verified."""
+
+    namespace: str = Field(default="envoy.filters.http.jwt_authn", description="Of the dynamic metadata.")
+    payload: str = Field(default="principal", description="`payload_in_metadata` of the provider.")
+    issuer: str | None = Field(default=None, description="The claim `iss` must be this.")
+    require_expiration: bool = Field(default=False, description="Tokens without the claim `exp` are refused.")
+
+
+class Source(Model):
+    """One way to say who one is: exactly one of `apiKeys`, `jwt`."""
+
+    api_keys: ApiKeys | None = None
+    jwt: Jwt | None = None
+    credentials: Credentials = Field(default=Credentials(), description="Of `apiKeys`.")
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> Source:
+        if (self.api_keys is None) == (self.jwt is None):
+            raise ValueError("expected exactly one of `apiKeys`, `jwt`")
+        return self
+
+
+class AuthConfig(Model):
+    """Who may call: the embedded counterpart of an Authorino AuthConfig."""
+
+    authentication: Annotated[dict[str, Source], Field(min_length=1)] = Field(
+        description="By name; the first source that knows the caller counts."
+    )
+    authorization: list[str] = Field(
+        default_factory=list,
+        description="CEL over `auth.identity` (a Secret, an entry of a keys file, or claims) and `request`; all must "
+        "be true, or the answer is 403.",
+    )
+    filters: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="What expressions see as `auth`: property -> CEL by name, as `identity: {userid: ...}`. Without "
+        "any, `auth.identity` is what was found.",
+    )
+    user: str = Field(default="userid", description="The property of `auth.identity` that tells users apart.")
+    on_missing_user: Literal["allow", "deny", "address", "shared"] = Field(
+        default="deny",
+        description="A caller without it: refused (403); told apart by address; one user, `anonymous`, together. "
+        "`allow` leaves it missing.",
+    )
+    models: str | None = Field(
+        default=None, description="CEL that gives the list of models the caller may ask for; another is a 403."
+    )
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="Header -> CEL: set on the request to the model, whatever the client sent."
+    )
+    remove_headers: list[str] = Field(
+        default_factory=lambda: ["x-maas-*", "x-extproc-*"],
+        description="Never believed and never passed on when a client sends them; `*` at the end stands for anything.",
+    )
+    forward_credentials: bool = Field(default=False, description="Leave the API key in the request to the model.")
+    unauthenticated: Denial = Denial()
+    unauthorized: Denial = Denial()
+
+
+class MetricLabels(Model):
+    """Numbers per user."""
+
+    labels: dict[str, list[str]] = Field(
+        default_factory=lambda: {
+            "user": ["auth.identity.userid", "auth.identity.username", "auth.identity.sub"],
+            "group": ["auth.identity.groups", "auth.identity.group", "auth.identity.tier"],
+        },
+        description="Label -> CEL expressions over the request; the first that has a value counts.",
+    )
+    series: Annotated[int, Field(gt=0, le=100_000)] = Field(
+        default=2000, description="Distinct values of all labels together; others are counted as `(other)`."
+    )
+    families: list[Literal["maas", "gloo"]] = Field(
+        default_factory=list,
+        description="Also under the names of Models-as-a-Service (`token_usage_with_user_and_group`) or of Gloo "
+        "(`ai_prompt_tokens_total`).",
+    )
 
 
 class Report(Model):
@@ -404,6 +579,16 @@ class Config(Model):
             description="The embedded limiter's limits, or the path of a limits file, relative to this file.",
         )
     )
+    storage: Storage = Field(default=Storage(), description="Of the embedded limiter's counters.")
+    auth_configs: dict[str, AuthConfig] = Field(
+        default_factory=dict, description="By the scope that actions of an embedded `auth` service name."
+    )
+    policies: list[Annotated[str, AfterValidator(_anchored)]] = Field(
+        default_factory=list,
+        description="Files or folders with Kuadrant's policies, Secrets and HTTPRoutes, relative to this file; what "
+        "they say is added to this configuration.",
+    )
+    metrics: MetricLabels = MetricLabels()
     listeners: Annotated[list[Listener], Field(min_length=1)] = Field(
         default_factory=lambda: [Listener(address="127.0.0.1:50051")]
     )
@@ -433,6 +618,16 @@ class Config(Model):
         default=True, description="Ask models for uncompressed answers where usage is read."
     )
     deny_with: DenyWith = DenyWith()
+    rate_limit_headers: Literal["none", "refused", "always"] = Field(
+        default="refused",
+        description="Which answers carry `x-ratelimit-limit`, `-remaining` and `-reset` (draft 03) of the limit "
+        "that is nearest to its end; refusals also `retry-after`.",
+    )
+    on_no_limit: FailureMode = Field(
+        default="allow",
+        description="A request of an action set with limits to none of which it belongs, such as one of an unknown "
+        "tier: `deny` answers 403.",
+    )
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
 

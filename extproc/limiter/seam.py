@@ -39,16 +39,33 @@ class Query(NamedTuple):
     hits_addend: int = 1
 
 
+class Quota(NamedTuple):
+    """One limit as a call found it.
+
+    `remaining` hits until `resets_in` seconds from now; `window` is its length in seconds, of a calendar window its
+    usual one. `limit` is its name, "" when it has none.
+    """
+
+    limit: str
+    maximum: int
+    remaining: int
+    resets_in: float
+    window: int
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What a limiter answers.
 
-    `headers` are for the client's response. `limit` names the limit that refused, where known.
+    `headers` are for the client's response. `limit` names the limit that refused, where known. `quotas` of a refusal
+    are the limits that refuse, the one that lasts longest first; of another answer, where the limiter was told to
+    tell, all that apply, the one with the least remaining first.
     """
 
     code: Code
     headers: tuple[tuple[str, str], ...] = ()
     limit: str = ""
+    quotas: tuple[Quota, ...] = ()
 
 
 Reason = Literal["unreachable", "deadline", "refused", "nonsense"]

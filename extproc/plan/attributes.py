@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from extproc.plan.facts import RequestFacts
+from extproc.facts import RequestFacts
 
 ROOTS = frozenset({"request", "source", "destination", "connection", "metadata", "auth", "xds"})
 """Variables that are there with the request."""

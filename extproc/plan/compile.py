@@ -19,11 +19,11 @@ from extproc.config.model import Config, Data, DenyWith, DialectName, Fixed
 from extproc.config.model import Service as ServiceConfig
 from extproc.expressions import Expression, ExpressionError, PointerCall, text_of
 from extproc.expressions.functions import LIBRARY
+from extproc.facts import RequestFacts
 from extproc.limiter.seam import MAX_HITS, Limiter
 from extproc.plan.action import Action, ActionFailure, Block, Call, Item, Phase, Service
 from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, USAGE, Attributes
 from extproc.plan.bodies import BodyValues
-from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
 from extproc.plan.memo import Outcome, Outcomes, QueryMemo
 from extproc.plan.plan import ActionSet, Plan, Route, Scope

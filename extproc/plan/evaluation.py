@@ -8,11 +8,11 @@ import cel
 
 from extproc.bodies.findings import Values
 from extproc.expressions import Expression
+from extproc.facts import RequestFacts
 from extproc.limiter.seam import MAX_HITS, Query
 from extproc.plan.action import Action, ActionFailure, all_true
 from extproc.plan.attributes import USAGE
 from extproc.plan.bodies import BodyValues
-from extproc.plan.facts import RequestFacts
 from extproc.plan.memo import Outcomes
 from extproc.plan.plan import ActionSet, Route
 from extproc.usage.usage import Source, Usage

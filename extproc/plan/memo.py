@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from extproc.facts import RequestFacts
 from extproc.limiter.seam import Query
 from extproc.plan.action import ActionFailure
-from extproc.plan.facts import RequestFacts
 
 MAX_ENTRIES = 1024
 MAX_KEY = 512

@@ -9,10 +9,10 @@ import cel
 from extproc.bodies.reader import ReaderFactory
 from extproc.expressions import Expression
 from extproc.expressions.functions import LIBRARY
+from extproc.facts import RequestFacts
 from extproc.plan.action import Action
 from extproc.plan.attributes import Attributes
 from extproc.plan.bodies import BodyValues
-from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable
 from extproc.plan.memo import QueryMemo
 from extproc.plan.usage_requests import UsageRequests

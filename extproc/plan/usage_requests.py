@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from extproc.plan.facts import RequestFacts
+from extproc.facts import RequestFacts
 from extproc.plan.hosts import HostTable
 from extproc.usage.patterns import ModelPattern
 

@@ -14,9 +14,9 @@ from support.messages import request_headers
 from extproc.config.errors import ConfigError
 from extproc.expressions import Expression, ExpressionError, text_of
 from extproc.expressions.functions import LIBRARY, query_map
+from extproc.facts import RequestFacts
 from extproc.plan.attributes import Attributes, host_of
 from extproc.plan.bodies import BodyValues
-from extproc.plan.facts import RequestFacts
 from extproc.plan.hosts import HostTable, normalise_host
 from extproc.plan.memo import MAX_ENTRIES, QueryMemo
 from extproc.plan.plan import Scope

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.messages import request_headers
 
-from extproc.plan.facts import RequestFacts
+from extproc.facts import RequestFacts
 from extproc.plan.usage_requests import UsageRequests
 
 
