@@ -18,6 +18,7 @@ from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, Metadata, Query
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Metrics
+from extproc.telemetry.spending import Spending
 from extproc.usage.estimate import Estimator
 from extproc.usage.held import PromptBudget
 from extproc.usage.usage import Usage
@@ -81,7 +82,9 @@ class Stage:
         self._reports = ReportQueue(self._metrics, capacity=report.queue, retry_for=report.retry_for)
         self._estimator = Estimator(vocabulary)
         prompts = PromptBudget(active.config.estimates.held)
-        self._shared = Surroundings(self._metrics, self._reports, DecisionLog(), self._estimator, prompts)
+        self._shared = Surroundings(
+            self._metrics, self._reports, Spending((), 1), DecisionLog(), self._estimator, prompts
+        )
 
     async def play(self, transcript: Transcript) -> Played:
         """One exchange from its first message to its last report. Raises TranscriptError."""

@@ -9,10 +9,14 @@ from pathlib import Path
 from extproc.config.errors import ConfigError, Problem
 from extproc.config.load import Loaded
 from extproc.config.model import Config, Estimates, Service
+from extproc.identity.embedded import EmbeddedAuthenticator
+from extproc.identity.seam import Authenticator
+from extproc.identity.services import Authenticators
 from extproc.limiter.limits import InvalidLimit, LimitSet
 from extproc.limiter.seam import Limiter
-from extproc.plan.compile import compile_plan
+from extproc.plan.compile import Peers, compile_plan
 from extproc.plan.plan import Plan
+from extproc.telemetry.spending import label_problem
 from extproc.usage.vocabulary import Vocabulary
 
 
@@ -31,10 +35,13 @@ class Active:
         return self.loaded.config
 
 
-def activate(loaded: Loaded, limiter_for: Callable[[Config, Service], Limiter]) -> Active:
-    """Compile a loaded configuration, with the limiter that each service talks to.
+def activate(
+    loaded: Loaded, limiter_for: Callable[[Config, Service], Limiter], authenticators: Authenticators | None = None
+) -> Active:
+    """Compile a loaded configuration, with the limiter or authenticator that each service talks to.
 
-    Raises ConfigError for expressions that cannot be used, in action sets or in limits.
+    Without `authenticators` every `auth` service is the embedded one.
+    Raises ConfigError for expressions that cannot be used, in action sets, identities or limits.
     """
     config = loaded.config
     assert isinstance(config.limits, list)
@@ -42,7 +49,16 @@ def activate(loaded: Loaded, limiter_for: Callable[[Config, Service], Limiter]) 
         limits = LimitSet(config.limits)
     except InvalidLimit as error:
         raise ConfigError([Problem("", str(error))], files=loaded.files) from None
-    compiled = compile_plan(config, lambda service: limiter_for(config, service))
+    if problem := label_problem(tuple(config.metrics.labels)):
+        raise ConfigError([Problem("metrics.labels", problem)])
+    embedded = EmbeddedAuthenticator(config.auth_configs, loaded.keys)
+
+    def authenticator_for(service: Service) -> Authenticator:
+        if authenticators is None or config.endpoints[service.endpoint].embedded:
+            return embedded
+        return authenticators.authenticator_for(config, service)
+
+    compiled = compile_plan(config, Peers(lambda service: limiter_for(config, service), authenticator_for))
     replaced = (Problem("", warning) for warning in limits.warnings)
     warnings = (*loaded.warnings, *compiled.warnings, *replaced, *_vocabulary(config.estimates))
     return Active(loaded, compiled.plan, limits, warnings)

@@ -15,6 +15,7 @@ from typing import Any
 from extproc import __version__
 
 Run = Callable[[argparse.Namespace], int]
+_MOST_WORKERS = 64
 
 _EPILOG = """\
 examples:
@@ -61,6 +62,14 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     _add_elsewhere(
         commands, asked, "vocab", "fill and verify the vocabularies of token estimates", "extproc.usage.vocabulary_cli"
     )
+    _add_elsewhere(
+        commands,
+        asked,
+        "compile",
+        "print what Kuadrant's policies come to, here or in Limitador",
+        "extproc.policies.cli",
+    )
+    _add_elsewhere(commands, asked, "top", "watch who spends what, and how near limits are", "extproc.top.cli")
     _add_elsewhere(commands, asked, "demo", "play the story on the real Envoy, on this machine", "extproc.demo.cli")
     return parser
 
@@ -73,7 +82,20 @@ def _add_serve(commands: Any) -> None:
         "that is wrong is refused and the old one stays.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file (YAML or JSON)")
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N",
+        help="processes, each with ports or sockets of its own: prints Envoy's cluster with all of them (default: 1)",
+    )
     parser.set_defaults(run=_serve)
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {_MOST_WORKERS}, found `{text}`")
+    return int(text)
 
 
 def _add_check(commands: Any) -> None:
@@ -107,6 +129,12 @@ def _add_limiter(commands: Any) -> None:
     parser.add_argument("limits", type=Path, metavar="LIMITS", help="limits file; changes are noticed")
     parser.add_argument("--listen", default="127.0.0.1:8081", metavar="ADDRESS", help="default: %(default)s")
     parser.add_argument("--admin", metavar="ADDRESS", help="health and metrics over HTTP, e.g. 127.0.0.1:8080")
+    parser.add_argument(
+        "--rate-limit-headers",
+        default="NONE",
+        choices=["NONE", "DRAFT_VERSION_03"],
+        help="x-ratelimit headers for clients, with answers to ShouldRateLimit; default: %(default)s",
+    )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-format", default="auto", choices=["auto", "json", "console"])
     parser.set_defaults(run=_limiter)
@@ -131,6 +159,8 @@ def _add_elsewhere(commands: Any, asked: str, name: str, summary: str, module: s
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if options.workers > 1:
+        return _serve_workers(options)
     from extproc.admin.server import AdminError
     from extproc.config.errors import ConfigError
     from extproc.server import Server
@@ -146,11 +176,31 @@ def _serve(options: argparse.Namespace) -> int:
     return _run_loop(serve(), ConfigError, ListenError, AdminError)
 
 
+def _serve_workers(options: argparse.Namespace) -> int:
+    import yaml
+
+    from extproc.config.errors import ConfigError
+    from extproc.gateway.bootstrap import extproc_cluster
+    from extproc.workers.process import WorkerRefused
+    from extproc.workers.supervisor import Supervisor
+
+    def announce(addresses: Sequence[str]) -> None:
+        sys.stdout.write(yaml.safe_dump([extproc_cluster(addresses)], sort_keys=False))
+        sys.stdout.flush()
+
+    try:
+        return asyncio.run(Supervisor(options.config, options.workers, announce).run())
+    except (ConfigError, WorkerRefused) as error:
+        return _refuse(error)
+
+
 def _check(options: argparse.Namespace) -> int:
     from extproc.active import Active, activate
     from extproc.config.errors import ConfigError
     from extproc.config.load import load_config
     from extproc.explain import explain
+    from extproc.identity.services import Authenticators
+    from extproc.limiter.channel import Channels
     from extproc.limiter.embedded import EmbeddedLimiter
     from extproc.limiter.endpoints import Endpoints
     from extproc.limiter.limits import LimitSet
@@ -159,8 +209,9 @@ def _check(options: argparse.Namespace) -> int:
 
     async def load() -> Active:
         """As a server does, with channels that never connect; they belong to a loop."""
-        endpoints = Endpoints(EmbeddedLimiter(LimitSet()), Metrics(), connect=False)
-        active = activate(load_config(options.config), endpoints.limiter_for)
+        channels = Channels(connect=False)
+        endpoints = Endpoints(lambda _: EmbeddedLimiter(LimitSet()), channels, Metrics())
+        active = activate(load_config(options.config), endpoints.limiter_for, Authenticators(channels))
         check_tls(active.config.listeners)
         return active
 
@@ -190,7 +241,8 @@ def _limiter(options: argparse.Namespace) -> int:
 
     async def serve() -> None:
         configure(options.log_level, options.log_format)
-        server = LimiterServer(options.limits, options.listen, options.admin)
+        headers = options.rate_limit_headers == "DRAFT_VERSION_03"
+        server = LimiterServer(options.limits, options.listen, options.admin, ratelimit_headers=headers)
         server.load()
         await server.run()
 

@@ -1,6 +1,6 @@
 """The life of one HTTP exchange: messages go in, exactly one reply comes out for each, in order.
 
-    request_headers ──> route ──> actions before the call ──> reply: go on, or answer in the model's place
+    request_headers ──> route ──> who calls? ──> actions before the call ──> reply: go on, or answer for the model
     request_body    ──> (only where an expression reads it) the other actions before the call
     response_headers──> read the answer? ──> reply: with what the limiter wants the client to see
     response_body   ──> reply at once, read after; the last one settles
@@ -23,20 +23,26 @@ from typing import Any, Final, Literal
 
 from extproc import replies
 from extproc.bodies.reader import BodyReader
-from extproc.expressions import ExpressionError
 from extproc.facts import RequestFacts, attribute
+from extproc.identity.seam import AuthAnswer, AuthError, Verdict
+from extproc.limiter.quotas import ratelimit_headers
 from extproc.limiter.reports import ReportQueue
-from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query
-from extproc.plan.action import Action, ActionFailure
+from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Metadata, Query, Quota
+from extproc.plan.action import Action, AuthAction
 from extproc.plan.evaluation import Evaluation
+from extproc.plan.labels import Who
 from extproc.plan.plan import ActionSet, Plan
+from extproc.plan.sight import ActionFailure
+from extproc.refusals import Rejection
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Ending, Metrics
+from extproc.telemetry.spending import Spending
 from extproc.usage.dialects import DIALECTS
 from extproc.usage.estimate import Estimator
 from extproc.usage.held import HeldPrompt, PromptBudget
 from extproc.usage.include_usage import UsageFrameFilter, with_include_usage
 from extproc.usage.meter import Request
+from extproc.usage.model_name import model_from_path
 from extproc.usage.usage import Source, Usage
 from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
 from extproc.wire.processing_mode_pb2 import ProcessingMode
@@ -79,6 +85,7 @@ IGNORE_RESPONSE: Final = replies.response_headers(replies.SKIP_BODIES)
 
 _STREAMED = (ProcessingMode.STREAMED, ProcessingMode.FULL_DUPLEX_STREAMED)
 _OUTCOMES = (Decision, LimiterError, ActionFailure)
+_VERDICTS = (Verdict, AuthError, ActionFailure)
 _HANDLERS: Final = {
     "request_headers": "_request_headers",
     "request_body": "_request_body_chunk",
@@ -104,6 +111,7 @@ class Surroundings:
 
     metrics: Metrics
     reports: ReportQueue
+    spending: Spending
     decisions: DecisionLog
     estimator: Estimator
     prompts: PromptBudget
@@ -118,6 +126,7 @@ class Exchange:
 
     __slots__ = (
         "_action_set",
+        "_changes",
         "_charged",
         "_duplex_request",
         "_duplex_response",
@@ -127,13 +136,17 @@ class Exchange:
         "_frame_filter",
         "_headers",
         "_is_text",
+        "_limited",
         "_may_ask",
         "_metered",
         "_model",
+        "_models",
+        "_namespace",
         "_next_action",
         "_path",
         "_plan",
         "_prompt",
+        "_quotas",
         "_reader",
         "_received",
         "_request_body",
@@ -147,6 +160,7 @@ class Exchange:
         "_strips_usage",
         "_undigested",
         "_used",
+        "_who",
         "metadata",
         "request_id",
         "status",
@@ -162,6 +176,12 @@ class Exchange:
         self._action_set: ActionSet | None = None
         self._evaluation: Evaluation | None = None
         self._headers: tuple[tuple[str, str], ...] = ()
+        self._changes = b""
+        self._who: Who = ()
+        self._namespace = ""
+        self._limited = False
+        self._models: frozenset[str] | None = None
+        self._quotas: tuple[Quota, ...] = ()
         self._next_action = 0
         self._request_reader: BodyReader | None = None
         self._request_body: list[bytes] | None = None
@@ -214,8 +234,8 @@ class Exchange:
         # A defect before the action set is found must not open a way around all of them.
         possible = self._plan.action_sets if self._action_set is None else (self._action_set,)
         undecided = self._state in (_State.NEW, _State.REQUEST) and kind.startswith("request_")
-        if undecided and any(a.service.denies_on_failure for found in possible for a in found.request_actions):
-            return self._fail("internal error", None)
+        if undecided and any(action_set.denies_on_failure for action_set in possible):
+            return self._fail("internal error", "")
         self._shared.metrics.errors += 1
         return replies.CONTINUE[kind] if message is None else self._unchanged(kind, message)
 
@@ -258,8 +278,8 @@ class Exchange:
         route = self._plan.hosts.find(facts.host)
         try:
             evaluation = Evaluation.of(route, facts)
-        except (ActionFailure, ExpressionError) as error:
-            return self._fail(f"route: {error}", None)
+        except ActionFailure as error:
+            return self._fail(f"route: {error}", "")
         if evaluation is None:
             self._shared.metrics.misses += 1
             self._shared.metrics.allowed += 1
@@ -269,19 +289,124 @@ class Exchange:
         self._action_set = action_set = evaluation.action_set
         self._shared.metrics.hits += 1
         self._state = _State.REQUEST
-        self._identify(facts)
+        self._note_ids(facts)
         self._request_size = max(0, _length(facts.headers.get("content-length", b"")))
         self._path = facts.headers.get(":path", b"")
         self._metered = facts.headers.get(":method", b"") in self._plan.metered_methods
+        if action_set.auth_actions:
+            return self._identified(facts, message, 0)
+        return self._admitted(facts, message)
+
+    # ── who calls ─────────────────────────────────────────────────────────────────────────────────
+
+    def _identified(self, facts: RequestFacts, message: ProcessingRequest, number: int) -> Replies:
+        """Ask who calls, from the `number`th auth action on, then run the others; a refusal is the reply."""
+        assert self._action_set is not None
+        for action in self._action_set.auth_actions[number:]:
+            number += 1
+            answer = self._who_calls(action, facts)
+            if answer is None:
+                continue
+            if not isinstance(answer, _VERDICTS):
+                return self._wait_for_verdict(action, answer, facts, message, number)
+            refusal = self._admit(action, answer, facts)
+            if refusal is not None:
+                return refusal
+        return self._admitted(facts, message)
+
+    async def _wait_for_verdict(
+        self,
+        action: AuthAction,
+        answer: Awaitable[Verdict],
+        facts: RequestFacts,
+        message: ProcessingRequest,
+        number: int,
+    ) -> Reply:
+        try:
+            outcome: Verdict | AuthError = await answer
+        except AuthError as error:
+            outcome = error
+        refusal = self._admit(action, outcome, facts)
+        if refusal is not None:
+            return refusal
+        rest = self._identified(facts, message, number)
+        return rest if isinstance(rest, bytes) else await rest
+
+    def _who_calls(self, action: AuthAction, facts: RequestFacts) -> AuthAnswer | AuthError | ActionFailure | None:
+        """Ask; None when the action does not apply."""
+        assert self._evaluation is not None
+        try:
+            if not self._evaluation.applies(action):
+                return None
+            return action.service.authenticate(facts, action.scope, self.metadata)
+        except (ActionFailure, AuthError) as error:
+            return error
+
+    def _admit(
+        self, action: AuthAction, outcome: Verdict | AuthError | ActionFailure, facts: RequestFacts
+    ) -> Reply | None:
+        """What a verdict means for the request: None to go on, or the reply that ends it."""
+        if not isinstance(outcome, Verdict):
+            return self._undecided(str(outcome), action.service.name, denies=action.service.denies_on_failure)
+        if outcome.status:
+            kind: Rejection = "unauthenticated" if outcome.status == 401 else "unauthorized"
+            return self._reject(kind, outcome.status, outcome.reason, outcome.headers, outcome.body)
+        facts.auth = outcome.auth
+        facts.change_headers(outcome.set_headers, outcome.remove_headers)
+        if outcome.set_headers or outcome.remove_headers:
+            self._changes += replies.request_changes(outcome.set_headers, outcome.remove_headers)
+        if outcome.models is not None:
+            self._models = outcome.models if self._models is None else self._models & outcome.models
+        return None
+
+    def _reject(
+        self,
+        kind: Rejection,
+        status: int,
+        reason: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        body: bytes | None = None,
+    ) -> Reply:
+        """Refuse a caller, for another reason than a limit."""
+        assert self._action_set is not None
+        self._shared.metrics.denied += 1
+        self._shared.spending.rejected(kind)
+        self._end("denied")
+        fields = {**self._about, "decision": "denied", "code": status, "reason": reason}
+        self._shared.decisions.note("denied", fields)
+        return self._action_set.refusals.rejected(kind, status, headers, body, self._headers)
+
+    def _admitted(self, facts: RequestFacts, message: ProcessingRequest) -> Replies:
+        """It is known who calls, as far as anybody wants to know: run the actions that the headers suffice for."""
+        assert self._evaluation is not None
+        action_set = self._evaluation.action_set
+        self._evaluation.begin()
+        self._who = self._plan.labels.of(facts)
         reading: Reading = (
             "nothing" if message.request_headers.end_of_stream else self._reads_request(action_set, facts)
         )
         waits = reading != "nothing" and action_set.decides_on_body
+        if not self._may_use(waits=waits):
+            return self._reject("model", 403, "the model is not allowed")
         last = action_set.before_body if waits else len(action_set.request_actions)
+        if waits and self._models is not None:
+            last = 0  # a request for another model uses up nothing
         strip = action_set.response_reader is not None and self._metered and self._plan.strip_accept_encoding
         encoded = strip and "accept-encoding" in facts.headers
         asked: Reading = "nothing" if self._streamed_request else reading
-        return self._run(last, GO_ON[asked, encoded], forwards=not waits)
+        return self._run(last, GO_ON[asked, encoded] + self._changes, forwards=not waits)
+
+    def _may_use(self, *, waits: bool = False) -> bool:
+        """Whether the caller may ask for every model that is named; with `waits` the body may still name one (S4.5).
+
+        What generates nothing may be asked by everybody.
+        """
+        if self._models is None or not self._metered:
+            return True
+        named = [model for model in (model_from_path(self._path.decode("latin-1")), self._model) if model]
+        return (waits or bool(named)) and self._models.issuperset(named)
+
+    # ── request body ──────────────────────────────────────────────────────────────────────────────
 
     def _reads_request(self, action_set: ActionSet, facts: RequestFacts) -> Reading:
         """Make ready for the request body, as far as somebody needs it."""
@@ -298,7 +423,7 @@ class Exchange:
             return "passing"
         return "nothing"
 
-    def _identify(self, facts: RequestFacts) -> None:
+    def _note_ids(self, facts: RequestFacts) -> None:
         self.request_id = facts.header("x-request-id") or str(uuid.uuid4())
         self.metadata = (("x-request-id", self.request_id),)
         for name in _PROPAGATED:
@@ -347,6 +472,8 @@ class Exchange:
         whole = ended or reader.complete
         if not whole and action_set.decides_on_body:
             return self._too_large()
+        if not self._may_use():
+            return self._reject("model", 403, "the model is not allowed")
         if whole and message is not None:
             reply = self._asking_for_usage(message, reply)
         if self._state is not _State.REQUEST:
@@ -392,8 +519,12 @@ class Exchange:
             if denial is not None:
                 return denial
         if forwards:
+            if self._action_set.denies_without_limit and not self._limited:
+                return self._reject("no_limit", 403, "no limit applies")
             self._state = _State.FORWARDED
             self._shared.metrics.allowed += 1
+            if self._limited:
+                self._shared.spending.allowed(self._who, self._namespace)
         return reply
 
     async def _wait(
@@ -418,7 +549,10 @@ class Exchange:
                 return None
             if not isinstance(action.hits, int):
                 query = _charging(query, self._evaluation.count(action))
+            if not self._namespace:
+                self._namespace = query.domain
             if action.service.call != "report":
+                self._limited = True
                 return action.service.ask(query, self.metadata)
         except (ActionFailure, LimiterError) as error:
             return error
@@ -430,41 +564,48 @@ class Exchange:
         if isinstance(outcome, Decision) and outcome.code is Code.OK:
             if outcome.headers:
                 self._headers += outcome.headers
+            if outcome.quotas:
+                self._quotas += outcome.quotas
             return None
         if isinstance(outcome, Decision) and outcome.code is Code.OVER_LIMIT:
             return self._deny(outcome)
         reason = "the limiter answered UNKNOWN" if isinstance(outcome, Decision) else str(outcome)
         report = action.service.call == "report"  # never a guard (S0.15)
-        if action.service.denies_on_failure and not report:
-            return self._fail(reason, action)
+        denies = action.service.denies_on_failure and not report
+        return self._undecided(reason, action.service.name, denies=denies)
+
+    def _undecided(self, reason: str, service: str, *, denies: bool) -> Reply | None:
+        """No decision was reached: what the service's failure mode makes of that."""
+        if denies:
+            return self._fail(reason, service)
         self._shared.metrics.errors += 1
         self._shared.metrics.action_failed(self._action_set_name)
-        self._log(logging.WARNING, "allowed without a decision", reason=reason, service=action.service.name)
+        self._log(logging.WARNING, "allowed without a decision", reason=reason, service=service)
         return None
 
     def _deny(self, decision: Decision) -> Reply:
         assert self._action_set is not None
         self._shared.metrics.denied += 1
+        self._shared.spending.refused(self._who, self._namespace, decision.limit)
         self._end("denied")
-        self._shared.decisions.note("denied", {**self._who, "code": "OVER_LIMIT", "limit": decision.limit})
-        headers = self._headers + decision.headers
-        return replies.with_headers(self._action_set.over_limit, headers) if headers else self._action_set.over_limit
+        fields = {**self._about, "decision": "denied", "code": "OVER_LIMIT", "limit": decision.limit}
+        self._shared.decisions.note("denied", fields)
+        return self._action_set.refusals.limited(decision, self._headers)
 
     def _too_large(self) -> Reply:
         self._shared.metrics.denied += 1
         self._end("denied")
         reason = "the request body does not fit into Envoy's buffer"
-        self._shared.decisions.note("denied", {**self._who, "reason": reason})
+        self._shared.decisions.note("denied", {**self._about, "reason": reason})
         return replies.with_headers(TOO_LARGE, self._headers) if self._headers else TOO_LARGE
 
-    def _fail(self, reason: str, action: Action | None) -> Reply:
+    def _fail(self, reason: str, service: str) -> Reply:
         """No decision, and the service denies then: 500 (S0.14)."""
         self._shared.metrics.errors += 1
         self._shared.metrics.denied += 1
         self._shared.metrics.action_failed(self._action_set_name)
         self._end("error")
-        service = {} if action is None else {"service": action.service.name}
-        self._log(logging.ERROR, "denied: no decision", reason=reason, **service)
+        self._log(logging.ERROR, "denied: no decision", reason=reason, **({"service": service} if service else {}))
         return replies.with_headers(FAILED, self._headers) if self._headers else FAILED
 
     # ── response ──────────────────────────────────────────────────────────────────────────────────
@@ -474,6 +615,8 @@ class Exchange:
         action_set = self._action_set
         if action_set is None or self._state is _State.SETTLED:
             return IGNORE_RESPONSE
+        if self._quotas:
+            self._headers += ratelimit_headers(sorted(self._quotas, key=_remaining))
         headers = _headers(message)
         status = headers.get(":status", b"")
         self.status = int(status) if status.isdigit() else 0
@@ -623,6 +766,7 @@ class Exchange:
         evaluation.usage_is_there(usage)
         self._used = usage
         pending = [self._settle_action(action, evaluation, usage) for action in evaluation.action_set.response_actions]
+        self._shared.spending.used(self._who, self._namespace, usage, self._charged, provider)
         return [task for task in pending if task is not None]
 
     def _settle_action(self, action: Action, evaluation: Evaluation, usage: Usage) -> asyncio.Task[None] | None:
@@ -638,6 +782,7 @@ class Exchange:
             return None
         if self._charged is None:
             self._charged = hits
+            self._namespace = query.domain
         return self._report(action, _charging(query, hits), usage, source)
 
     def _report(
@@ -646,7 +791,7 @@ class Exchange:
         """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
         decisions = self._shared.decisions
         if decisions.enabled:
-            fields = self._who
+            fields = self._about
             fields["decision"] = "allowed"
             fields["domain"] = query.domain
             fields["hits_addend"] = query.hits_addend
@@ -676,12 +821,15 @@ class Exchange:
             self._duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
 
     def _log(self, level: int, event: str, **fields: Any) -> None:
-        _LOG.log(level, event, extra={"fields": {**self._who, **fields}})
+        _LOG.log(level, event, extra={"fields": {**self._about, **fields}})
 
     @property
-    def _who(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
         """What every log line of this exchange begins with."""
-        return {"request_id": self.request_id, "action_set": self._action_set_name}
+        about: dict[str, Any] = {"request_id": self.request_id, "action_set": self._action_set_name}
+        who = zip(self._plan.labels.names, self._who, strict=False)  # nobody yet: a refusal before that
+        about.update((name, value) for name, value in who if value)
+        return about
 
     @property
     def _action_set_name(self) -> str:
@@ -702,6 +850,10 @@ def _headers(message: ProcessingRequest) -> dict[str, bytes]:
 def _length(value: bytes) -> int:
     """A content-length, -1 where there is none that can be read."""
     return int(value) if value.isdigit() and len(value) < 16 else -1
+
+
+def _remaining(quota: Quota) -> int:
+    return quota.remaining
 
 
 def _ends(chunk: HttpBody) -> bool:

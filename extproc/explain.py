@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from extproc.active import Active
 from extproc.config.model import Action, ConditionalData, Config, DenyWith, Fixed, IncludeUsage, Price, Service
 from extproc.limiter.limits import CompiledLimit
+from extproc.limiter.windows import CalendarWindow
 from extproc.plan.action import Action as CompiledAction
-from extproc.plan.action import Phase
+from extproc.plan.action import AuthAction, Phase
 from extproc.plan.compile import DOMAIN, HITS_ADDEND
 from extproc.plan.plan import ActionSet
 from extproc.usage.vocabulary import DIRECTORY_VARIABLE
@@ -20,6 +21,9 @@ _VERBS = {
     "ratelimit-report": "charge (Report)",
     "auth": "authenticate (Check)",
 }
+
+
+_LIMITING = ("ratelimit", "ratelimit-check")
 
 
 def explain(active: Active) -> str:
@@ -44,9 +48,11 @@ def _lines(active: Active) -> Iterator[str]:
             yield f"  where {predicate}"
         for action, compiled_action in zip(action_set.actions, compiled.actions, strict=True):
             yield from _action(config, action, compiled_action)
-        decides = any(config.services[action.service].type != "ratelimit-report" for action in action_set.actions)
+        decides = any(config.services[action.service].type in _LIMITING for action in action_set.actions)
         over = f"Over a limit the client gets {_denial(action_set.deny_with or config.deny_with)}."
         yield f"  {over if decides else 'Nothing is refused: no action asks before the model is called.'}"
+        if compiled.denies_without_limit:
+            yield "  A request to which none of its limits applies is refused: 403."
         yield f"  Of the bodies it needs {_bodies(compiled)}."
         dialect = action_set.dialect or config.dialect
         if dialect != "auto" and compiled.response_reader is not None:
@@ -71,21 +77,31 @@ def _limit(limit: CompiledLimit) -> str:
     identity = limit.identity
     conditions = " and ".join(identity.conditions) or "always"
     counters = f", one counter per {', '.join(identity.variables)}" if identity.variables else ""
-    window = f"{limit.max_value} in {identity.seconds} s in `{identity.namespace}`"
+    window = f"{limit.max_value} in {_window(limit)} in `{identity.namespace}`"
     return f"  {limit.label}: {window}, {conditions}{counters}"
+
+
+def _window(limit: CompiledLimit) -> str:
+    return f"a {limit.window}" if isinstance(limit.window, CalendarWindow) else str(limit.window)
 
 
 def _service(config: Config, service: Service) -> str:
     endpoint = config.endpoints[service.endpoint]
-    where = "the embedded limiter" if endpoint.embedded else endpoint.address
+    embedded = "the embedded authenticator" if service.type == "auth" else "the embedded limiter"
+    where = embedded if endpoint.embedded else endpoint.address
     failure = "the request is denied (500)" if service.failure_mode == "deny" else "the request passes"
     if service.type == "ratelimit-report":
         failure = "the client is not affected"
     return f"{_VERBS[service.type]} at {where}; without an answer in {service.timeout * 1000:g} ms {failure}"
 
 
-def _action(config: Config, action: Action, compiled: CompiledAction) -> Iterator[str]:
+def _action(config: Config, action: Action, compiled: AuthAction | CompiledAction) -> Iterator[str]:
     service = config.services[action.service]
+    if isinstance(compiled, AuthAction):
+        yield f"  first of all: {_VERBS[service.type]} by `{action.scope}` through `{action.service}`"
+        for predicate in action.predicates:
+            yield f"    where {predicate}"
+        return
     phase = {
         Phase.REQUEST_HEADERS: "before the model is called",
         Phase.REQUEST_BODY: "before the model is called, when the request body is there",
@@ -120,7 +136,8 @@ def _bodies(compiled: ActionSet) -> str:
 
 def _denial(deny: DenyWith) -> str:
     headers = "".join(f", {name}: {value}" for name, value in deny.headers.items())
-    return f"{deny.status} {deny.body.strip()!r}{headers}"
+    body = f"the {deny.profile} answer" if deny.body is None else repr(deny.body.strip())
+    return f"{deny.status} {body}{headers}"
 
 
 def _missing(config: Config) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
 
 from extproc.wire.base_pb2 import HeaderValue
 from extproc.wire.external_processor_pb2 import ProcessingRequest
 
+AUTH_NAMESPACE = "envoy.filters.http.ext_authz"
+"""Dynamic metadata of an ext_authz server (Authorino) in front of us."""
 FILTER = "envoy.filters.http.ext_proc"
 """The key under which Envoy sends `request_attributes`."""
 
@@ -22,7 +25,7 @@ class RequestFacts:
     offending bytes replaced. A header that occurs several times is joined with `,`.
     """
 
-    __slots__ = ("_message", "headers")
+    __slots__ = ("_message", "auth", "headers")
 
     def __init__(self, message: ProcessingRequest) -> None:
         sent = message.request_headers.headers.headers
@@ -30,6 +33,8 @@ class RequestFacts:
         if len(headers) != len(sent) or not headers.get(":method"):
             headers = _joined(sent)
         self.headers = headers
+        self.auth: Mapping[str, Any] | None = None
+        """What an authenticator of ours found out about the caller."""
         self._message = message
 
     def header(self, name: str) -> str | None:
@@ -50,6 +55,20 @@ class RequestFacts:
     def metadata(self) -> Mapping[str, Struct]:
         """Dynamic metadata of the filters before us, as far as Envoy forwards it."""
         return self._message.metadata_context.filter_metadata
+
+    def identity(self) -> Mapping[str, Any] | None:
+        """What is known of the caller: from our authenticator, else from an ext_authz filter in front of us."""
+        if self.auth is None and AUTH_NAMESPACE in self.metadata:
+            found = self.namespace(AUTH_NAMESPACE)
+            self.auth = found if isinstance(found, dict) else None
+        return self.auth
+
+    def change_headers(self, change: Iterable[tuple[str, str]], remove: Iterable[str]) -> None:
+        """See the request as the model will: without the headers `remove`, with those of `change`."""
+        for name in remove:
+            self.headers.pop(name, None)
+        for name, value in change:
+            self.headers[name.lower()] = value.encode("utf-8", "replace")
 
     def namespace(self, name: str) -> JsonValue:
         """A namespace of dynamic metadata, None when it was not forwarded."""

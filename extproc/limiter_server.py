@@ -26,14 +26,19 @@ _STOP_WITHIN = 5.0
 
 
 class LimiterServer:
-    """Serves one limits file over gRPC until SIGTERM."""
+    """Serves one limits file over gRPC until SIGTERM.
 
-    def __init__(self, limits: Path, listen: str, admin: str | None = None) -> None:
+    With `ratelimit_headers`, answers to ShouldRateLimit bring x-ratelimit headers for the client.
+    """
+
+    def __init__(self, limits: Path, listen: str, admin: str | None = None, *, ratelimit_headers: bool = False) -> None:
         self.metrics = Metrics()
         self._path = limits
         self._listen = listen
         self._admin_address = admin
+        self._ratelimit_headers = ratelimit_headers
         self._limiter = EmbeddedLimiter(LimitSet())
+        self._limiter.tells_quotas = ratelimit_headers
         self._limits = LimitSet()
         self._files: Snapshot = {}
         self._unready: str | None = "starting"
@@ -66,7 +71,8 @@ class LimiterServer:
         """Serve until asked to stop. Raises ListenError or AdminError."""
         signals = Signals(self.reload)
         grpc_server = GrpcServer(_MAX_MESSAGE)
-        add_limiter_service(grpc_server.server, MeteredLimiter(self._limiter, "embedded", self.metrics))
+        limiter = MeteredLimiter(self._limiter, "embedded", self.metrics)
+        add_limiter_service(grpc_server.server, limiter, headers=self._ratelimit_headers)
         grpc_server.bind(self._listen, "--listen")
         admin = await self._start_admin()
         await grpc_server.start(SERVICES)

@@ -57,6 +57,16 @@ def request_headers(mode: ProcessingMode | None = None, *, remove: Iterable[str]
     return ProcessingResponse(request_headers=headers, mode_override=mode).SerializeToString()
 
 
+@lru_cache(maxsize=1024)
+def request_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
+    """More to put behind a `request_headers` reply: headers that the model is to see, and not to see.
+
+    Protobuf messages merge when their bytes are joined.
+    """
+    response = CommonResponse(header_mutation=_mutation(change, remove))
+    return ProcessingResponse(request_headers=HeadersResponse(response=response)).SerializeToString()
+
+
 def response_headers(mode: ProcessingMode | None = None, *, add: Headers = (), remove: Iterable[str] = ()) -> bytes:
     """Go on with the response: ask for `mode`, set headers for the client, take others away from it."""
     headers = HeadersResponse()
@@ -67,8 +77,19 @@ def response_headers(mode: ProcessingMode | None = None, *, add: Headers = (), r
 
 
 def immediate(status: int, body: bytes, headers: Headers = (), *, details: str = "") -> bytes:
-    """Answer the client in the model's place. Only before the response headers have left."""
-    response = ImmediateResponse(headers=_mutation(headers), body=body, details=details)
+    """Answer the client in the model's place. Only before the response headers have left.
+
+    A name that is repeated in `headers` becomes several headers.
+    """
+    mutation = HeaderMutation()
+    seen: set[str] = set()
+    for key, value in headers:
+        option = mutation.set_headers.add()
+        option.header.MergeFrom(_header(key, value))
+        if key in seen:
+            option.append.value = True
+        seen.add(key)
+    response = ImmediateResponse(headers=mutation, body=body, details=details)
     response.status.code = status
     return ProcessingResponse(immediate_response=response).SerializeToString()
 

@@ -5,27 +5,36 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from extproc.active import Active, activate
 from extproc.admin.server import AdminServer
-from extproc.config.errors import ConfigError, Snapshot
+from extproc.admin.usage import UsagePage, nearest
+from extproc.config.errors import ConfigError, Problem, Snapshot
 from extproc.config.load import Loaded, load_config
 from extproc.config.masking import masked
-from extproc.config.model import Config
+from extproc.config.model import Admin, Config, Listener, Service, Storage
 from extproc.config.watch import watch
 from extproc.exchange import Exchange, Surroundings
+from extproc.identity.services import Authenticators
 from extproc.lifecycle import Signals
+from extproc.limiter.channel import Channels
+from extproc.limiter.counters import Counters
 from extproc.limiter.embedded import EmbeddedLimiter
-from extproc.limiter.endpoints import Endpoints
-from extproc.limiter.limits import LimitSet
+from extproc.limiter.endpoints import Embedded, Endpoints
 from extproc.limiter.reports import ReportQueue
+from extproc.limiter.seam import Limiter
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.logs import configure
 from extproc.telemetry.metrics import Metrics
+from extproc.telemetry.nearness import LimitWatch
+from extproc.telemetry.spending import Spending
 from extproc.transport.listener import GrpcServer
 from extproc.transport.process import SERVICE, add_external_processor
 from extproc.usage.estimate import Estimator
@@ -33,31 +42,67 @@ from extproc.usage.held import PromptBudget
 from extproc.usage.vocabulary import Vocabulary
 
 _LOG = logging.getLogger("extproc.server")
-_AT_START = ("listeners", "admin", "bodies.message", "estimates.vocabulary", "estimates.encoding", "estimates.held")
+_AT_START = (
+    "listeners",
+    "admin",
+    "storage",
+    "bodies.message",
+    "estimates.vocabulary",
+    "estimates.encoding",
+    "estimates.held",
+)
 """Fields that are read only then."""
 _FLUSH = 1.0
 """Seconds that reports get at least: those of exchanges that the deadline cuts begin when it is over."""
 
 
-class Server:
-    """One ext_proc server for one configuration file."""
+class Place(NamedTuple):
+    """Where a server is reached, by Envoy and by its operator."""
 
-    def __init__(self, path: Path) -> None:
-        self.metrics = Metrics()
+    listeners: Sequence[Listener]
+    admin: Admin | None
+
+
+class Server:
+    """One ext_proc server for one configuration file.
+
+    One of several workers has a `place` other than the configuration's, and perhaps `counting` elsewhere. `clock` times
+    the windows of limits.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        place: Place | None = None,
+        counting: Embedded | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spending = Spending((), 1)
+        self.metrics = Metrics(spending=self.spending)
         self.decisions = DecisionLog()
         self._path = path
-        self.limiter = EmbeddedLimiter(LimitSet())
-        self._endpoints = Endpoints(self.limiter, self.metrics)
+        self._clock = clock
+        self.counters = Counters(Storage(), clock)
+        self._place = place
+        channels = Channels()
+        self._endpoints = Endpoints(counting or self._counting, channels, self.metrics)
+        self._authenticators = Authenticators(channels)
         self._files: Snapshot = {}
         self._reloading = asyncio.Lock()
         self._active: Active
         self._reports: ReportQueue
         self._estimator: Estimator
-        self._counting = ""
+        self._estimating = ""
         self._shared: Surroundings
         self._unready: str | None = "starting"
         self._grpc: GrpcServer | None = None
         self._admin: AdminServer | None = None
+
+    @property
+    def limiter(self) -> EmbeddedLimiter:
+        """The counters of this process; empty when they are in Redis."""
+        return self.counters.memory
 
     @property
     def config(self) -> Config:
@@ -77,15 +122,30 @@ class Server:
     def load(self) -> None:
         """Read and compile the configuration and make it the active one, all of it or nothing. Raises ConfigError."""
         try:
-            self._adopt(load_config(self._path))
+            loaded = load_config(self._path)
+            self._open_storage(loaded.config.storage)
+            self._adopt(loaded)
         except ConfigError as error:
             self._files = error.files or self._files
             raise
 
+    def _open_storage(self, storage: Storage) -> None:
+        try:
+            self.counters = Counters(storage, self._clock)
+        except ValueError as error:
+            raise ConfigError([Problem("storage", str(error))]) from None
+        self.metrics.tally = self.counters.tally
+        self.metrics.limits = LimitWatch(partial(nearest, self.counters))
+
+    def _counting(self, service: Service) -> Limiter:
+        return self.counters.limiter(service.timeout)
+
     def _adopt(self, loaded: Loaded) -> None:
         self._files = loaded.files
-        active = activate(loaded, self._endpoints.limiter_for)
-        self.limiter.replace_limits(active.limits)
+        active = activate(loaded, self._endpoints.limiter_for, self._authenticators)
+        config = loaded.config
+        self.counters.replace_limits(active.limits, tells_quotas=config.rate_limit_headers == "always")
+        self.spending.reconfigure(active.plan.labels.names, config.metrics.series, config.metrics.families)
         self._active = active
         self.metrics.configs += 1
         for warning in active.warnings:
@@ -94,24 +154,29 @@ class Server:
     async def start(self) -> None:
         """Listen and become ready. Raises ListenError or AdminError."""
         config = self.config
+        await self.counters.start()
         self._reports = ReportQueue(self.metrics, capacity=config.report.queue, retry_for=config.report.retry_for)
         self._estimator = await self._open_estimator()
         prompts = PromptBudget(config.estimates.held)
-        self._shared = Surroundings(self.metrics, self._reports, self.decisions, self._estimator, prompts)
+        self._shared = Surroundings(
+            self.metrics, self._reports, self.spending, self.decisions, self._estimator, prompts
+        )
         self._grpc = GrpcServer(config.bodies.message)
         add_external_processor(self._grpc.server, self._open_exchange)
-        self._grpc.listen(config.listeners)
-        if config.admin is not None:
+        place = self._place or Place(config.listeners, config.admin)
+        self._grpc.listen(place.listeners)
+        if place.admin is not None:
             self._admin = AdminServer(
-                config.admin.address,
+                place.admin.address,
                 readiness=lambda: self._unready,
                 metrics=self._metrics_page,
                 config=self._masked,
+                usage=UsagePage(self.metrics),
             )
             await self._admin.start()
         await self._grpc.start([SERVICE])
         await self._set_ready(None)
-        fields = {"listeners": self.addresses, "admin": self.admin_address, "estimates": self._counting}
+        fields = {"listeners": self.addresses, "admin": self.admin_address, "estimates": self._estimating}
         _LOG.info("ready", extra={"fields": fields})
 
     async def _open_estimator(self) -> Estimator:
@@ -120,7 +185,7 @@ class Server:
         directory = None if wanted.vocabulary is None else Path(wanted.vocabulary)
         vocabulary = await asyncio.to_thread(Vocabulary.open, directory, fallback=wanted.encoding)
         await asyncio.to_thread(vocabulary.load)
-        self._counting = ", ".join(vocabulary.loaded) or f"by size: {vocabulary.reason}"
+        self._estimating = ", ".join(vocabulary.loaded) or f"by size: {vocabulary.reason}"
         return Estimator(vocabulary)
 
     async def reload(self) -> bool:
@@ -159,6 +224,7 @@ class Server:
         deadline = asyncio.get_running_loop().time() + shutdown.deadline
         await self._grpc.stop(shutdown.deadline)
         lost = await self._reports.flush(max(_FLUSH, deadline - asyncio.get_running_loop().time()))
+        await self.counters.close()
         self._estimator.close()
         if self._admin is not None:
             await self._admin.stop()
@@ -167,11 +233,17 @@ class Server:
 
     async def run(self) -> None:
         """Serve a loaded configuration until SIGTERM or SIGINT; SIGHUP and changed files reload."""
+        async with self.serving() as signals:
+            await signals.stop()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[Signals]:
+        """Serve a loaded configuration within the block, then drain. Raises ListenError or AdminError."""
         signals = Signals(self.reload)
         await self.start()
         _tune_collector()
         watching = asyncio.create_task(self.watch())
-        await signals.stop()
+        yield signals
         watching.cancel()
         await self.drain()
 
@@ -190,9 +262,9 @@ class Server:
     def _open_exchange(self) -> Exchange:
         return Exchange(self._active.plan, self._shared)
 
-    def _metrics_page(self, accept: str) -> tuple[bytes, str]:
-        self.limiter.sweep()
-        return self.metrics.render(accept)
+    async def _metrics_page(self, accept: str) -> tuple[bytes, str]:
+        self.counters.sweep()
+        return await self.metrics.page(accept)
 
     def _masked(self) -> Mapping[str, Any]:
         return masked(self.config)

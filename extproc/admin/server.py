@@ -1,4 +1,4 @@
-"""What an operator asks over HTTP: is it alive, is it ready, what does it count, what does it run.
+"""What an operator asks over HTTP: is it alive, is it ready, what does it count, what does it run, who spends what.
 
 Reading only and without authentication: it belongs on a private address.
 """
@@ -19,12 +19,16 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from extproc.admin.page import PAGE
+
 Readiness = Callable[[], str | None]
 """None when traffic is welcome, otherwise why not: `starting`, `draining`."""
-RenderMetrics = Callable[[str], tuple[bytes, str]]
+RenderMetrics = Callable[[str], tuple[bytes, str] | Awaitable[tuple[bytes, str]]]
 """From the `Accept` header to a body and its content type."""
 ActiveConfig = Callable[[], Mapping[str, Any]]
 """The running configuration as JSON values, its secrets already masked."""
+Usage = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Who spends what, as `extproc.admin.usage` has it."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -36,6 +40,7 @@ STOP_TIMEOUT = 2.0
 
 _TCP = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>\d{1,5})")
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "extproc"}
+_NO_HEADERS: Mapping[str, str] = {}
 
 _logger = logging.getLogger(__name__)
 # aiohttp would log a traceback for every scanner that speaks no HTTP; they get their 400, that is enough.
@@ -57,24 +62,36 @@ class View:
 
 
 class AdminServer:
-    """Serves `/healthz`, `/readyz`, `/metrics` and `/config` on `host:port` or `unix:/path`.
+    """Serves `/healthz`, `/readyz`, `/metrics`, `/config` and `/usage` on `host:port` or `unix:/path`.
 
+    `/` shows `/usage` to people; without a callable `usage` there is neither, and `/` is a list of links.
     Raises AdminError for an address that cannot be understood. The callables are called on the event loop, once
     a request, and must not block.
     """
 
-    def __init__(self, address: str, *, readiness: Readiness, metrics: RenderMetrics, config: ActiveConfig) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        readiness: Readiness,
+        metrics: RenderMetrics,
+        config: ActiveConfig,
+        usage: Usage | None = None,
+    ) -> None:
         self._asked = address
         self._target = _parse(address)
         self._readiness = readiness
         self._metrics = metrics
         self._config = config
-        self._views = (
+        self._usage = usage
+        self._views = [
             View("/healthz", "alive", self._healthz),
             View("/readyz", "ready for traffic, or why not", self._readyz),
             View("/metrics", "counters for Prometheus", self._show_metrics),
             View("/config", "the active configuration", self._show_config),
-        )
+        ]
+        if usage is not None:
+            self._views.append(View("/usage", "who spends what", self._show_usage))
         self._runner: web.AppRunner | None = None
         self._address = ""
 
@@ -132,6 +149,8 @@ class AdminServer:
         return app
 
     async def _index(self, request: web.Request) -> web.Response:
+        if self._usage is not None:
+            return _response(PAGE.html, content_type="text/html; charset=utf-8", more=PAGE.headers)
         links = "".join(
             f'<li><a href="{view.path}">{view.path}</a> {html.escape(view.about)}</li>\n' for view in self._views
         )
@@ -146,16 +165,27 @@ class AdminServer:
         return _response(b"ready\n") if reason is None else _response(f"{reason}\n".encode(), status=503)
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
-        body, content_type = self._metrics(request.headers.get("Accept", ""))
+        answer = self._metrics(request.headers.get("Accept", ""))
+        body, content_type = answer if isinstance(answer, tuple) else await answer
         return _response(body, content_type=content_type)
 
     async def _show_config(self, request: web.Request) -> web.Response:
         body = orjson.dumps(dict(self._config()), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         return _response(body, content_type="application/json")
 
+    async def _show_usage(self, request: web.Request) -> web.Response:
+        assert self._usage is not None
+        return _response(orjson.dumps(await self._usage()), content_type="application/json")
 
-def _response(body: bytes, *, status: int = 200, content_type: str = "text/plain; charset=utf-8") -> web.Response:
-    return web.Response(body=body, status=status, headers={"Content-Type": content_type, **_HEADERS})
+
+def _response(
+    body: bytes,
+    *,
+    status: int = 200,
+    content_type: str = "text/plain; charset=utf-8",
+    more: Mapping[str, str] = _NO_HEADERS,
+) -> web.Response:
+    return web.Response(body=body, status=status, headers={"Content-Type": content_type, **_HEADERS, **more})
 
 
 @web.middleware

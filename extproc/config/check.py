@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from extproc.config.address import Address, Tcp, parse_address, valid_hostname, valid_ipv6
-from extproc.config.errors import Problem, Step, listed, quoted, shown, similar
+from extproc.config.errors import ConfigError, Problem, Step, listed, quoted, shown, similar
 from extproc.config.files import Files, Unreadable
 from extproc.config.masking import without_userinfo
-from extproc.config.model import ActionSet, ClientTls, Config, DenyWith, Endpoint, ServerTls
+from extproc.config.model import ActionSet, ClientTls, Config, Endpoint, ServerTls
+from extproc.config.storage import parse_storage
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -23,14 +24,23 @@ def find_problems(config: Config, files: Files) -> Iterator[Problem]:
     yield from _endpoints(config, files)
     yield from _listeners(config, files)
     yield from _answers(config)
+    yield from _storage(config, files)
+    yield from _auth_headers(config)
+    yield from _metric_labels(config)
 
 
 def find_warnings(config: Config) -> Iterator[Problem]:
     """What works, but hardly as meant."""
     embedded = {name for name, endpoint in config.endpoints.items() if endpoint.embedded}
-    used = {service.endpoint for service in config.services.values()}
+    used = {service.endpoint for service in config.services.values() if service.type != "auth"}
     for name in sorted(embedded & used if not config.limits else ()):
         yield Problem.at(("endpoints", name), "the embedded limiter has no `limits`, so it allows everything")
+    scopes = {action.scope for action_set in config.action_sets for action in action_set.actions}
+    for name in config.auth_configs:
+        if name not in scopes:
+            yield Problem.at(
+                ("authConfigs", name), "no action asks an `auth` service with this scope, so it is not used"
+            )
 
 
 def _services(config: Config) -> Iterator[Problem]:
@@ -58,7 +68,16 @@ def _action_sets(config: Config) -> Iterator[Problem]:
                 known = listed(config.services)
                 yield Problem.at(where, f"no service is named {quoted(action.service)}{guess or ','} known: {known}")
             elif service.type == "auth":
-                yield Problem.at(where, "`auth` services are not supported by this version")
+                yield from _auth_scope(config, action.scope, service.endpoint, (*steps, "actions", number, "scope"))
+
+
+def _auth_scope(config: Config, scope: str, endpoint: str, where: Sequence[Step]) -> Iterator[Problem]:
+    """The rules by which the embedded authenticator judges have to be there."""
+    found = config.endpoints.get(endpoint)
+    if found is not None and found.embedded and scope not in config.auth_configs:
+        guess = similar(scope, config.auth_configs)
+        known = listed(config.auth_configs)
+        yield Problem.at(where, f"{quoted(scope)} is not in `authConfigs`{guess or ','} known: {known}")
 
 
 def _hostnames(action_set: ActionSet, steps: Sequence[Step]) -> Iterator[Problem]:
@@ -147,18 +166,57 @@ def _tls_files(tls: ClientTls | ServerTls, steps: Sequence[Step], files: Files) 
                 yield Problem.at((*steps, name), f"{quoted(path, longest=250)}: {error}")
 
 
+def _metric_labels(config: Config) -> Iterator[Problem]:
+    for name, candidates in config.metrics.labels.items():
+        if not candidates:
+            yield Problem.at(("metrics", "labels", name), "expected at least one expression")
+
+
+def _storage(config: Config, files: Files) -> Iterator[Problem]:
+    try:
+        parse_storage(config.storage)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    storage = config.storage
+    if storage.tls is not None:
+        yield from _tls_files(storage.tls, ("storage", "tls"), files)
+    if storage.password_file is not None:
+        try:
+            files.read(Path(storage.password_file))
+        except Unreadable as error:
+            yield Problem("storage.passwordFile", f"{quoted(storage.password_file, longest=250)}: {error}")
+
+
+def _auth_headers(config: Config) -> Iterator[Problem]:
+    for name, auth in config.auth_configs.items():
+        for denial in ("unauthenticated", "unauthorized"):
+            yield from _header_fields(getattr(auth, denial).headers, ("authConfigs", name, denial, "headers"))
+        for header in auth.headers:
+            if not _TOKEN.fullmatch(header):
+                yield Problem.at(("authConfigs", name, "headers", header), "not the name of an HTTP header")
+        for index, pattern in enumerate(auth.remove_headers):
+            if not _TOKEN.fullmatch(pattern.removesuffix("*") or "x") or "*" in pattern[:-1]:
+                message = "expected the name of an HTTP header, or its beginning and `*`"
+                yield Problem.at(("authConfigs", name, "removeHeaders", index), message)
+        for source_name, source in auth.authentication.items():
+            if not _TOKEN.fullmatch(source.credentials.header):
+                steps = ("authConfigs", name, "authentication", source_name, "credentials", "header")
+                yield Problem.at(steps, "not the name of an HTTP header")
+
+
 def _answers(config: Config) -> Iterator[Problem]:
-    yield from _deny_with(config.deny_with, ("denyWith", "headers"))
+    yield from _header_fields(config.deny_with.headers, ("denyWith", "headers"))
     for index, action_set in enumerate(config.action_sets):
         if action_set.deny_with is not None:
-            yield from _deny_with(action_set.deny_with, ("actionSets", index, "denyWith", "headers"))
+            yield from _header_fields(action_set.deny_with.headers, ("actionSets", index, "denyWith", "headers"))
     identifier = config.observability.http_header_identifier
     if identifier is not None and not _TOKEN.fullmatch(identifier):
         yield Problem("observability.httpHeaderIdentifier", "not the name of an HTTP header")
 
 
-def _deny_with(answer: DenyWith, steps: Sequence[Step]) -> Iterator[Problem]:
-    for name, value in answer.headers.items():
+def _header_fields(headers: Mapping[str, str], steps: Sequence[Step]) -> Iterator[Problem]:
+    for name, value in headers.items():
         if not _TOKEN.fullmatch(name):
             yield Problem.at((*steps, name), "not the name of an HTTP header")
         if _CONTROL.search(value):

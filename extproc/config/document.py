@@ -40,19 +40,33 @@ def parse_document(text: str, name: str) -> Any:
 
     Raises ConfigError with `name` as the problem's file.
     """
+    return _parse(text, name, several=False)[0]
+
+
+def parse_documents(text: str, name: str) -> list[Any]:
+    """The data of each document in `text`, as Kubernetes tools write them: YAML with `---` between, or one of JSON.
+
+    Documents of nothing but comments are left out. Raises ConfigError with `name` as the problem's file.
+    """
+    return _parse(text, name, several=True)
+
+
+def _parse(text: str, name: str, *, several: bool) -> list[Any]:
     try:
         if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
             raise _Bad("", f"larger than {MAX_BYTES // 10**6} MB")
         if not text.strip():
+            if several:
+                return []
             raise _Bad("", "the file is empty")
         if name.endswith(".json"):
-            return _parse_json(text)
+            return [_parse_json(text)]
         if text.lstrip()[0] in "{[":
             try:
-                return _parse_json(text)
+                return [_parse_json(text)]
             except _NotJson:
                 pass
-        return _YamlReader(text).document()
+        return _YamlReader(text, several=several).documents()
     except UnicodeEncodeError:
         raise ConfigError([Problem("", "not valid Unicode", name)]) from None
     except _Bad as bad:
@@ -113,15 +127,17 @@ class _YamlReader:
     nesting nor a small file of aliases of aliases can exhaust the process.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, several: bool = False) -> None:
         self._text = text
+        self._several = several
         self._open: list[_Collection] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._expanded = 0
-        self._result: Any = None
+        self._results: list[Any] = []
         self._documents = 0
 
-    def document(self) -> Any:
+    def documents(self) -> list[Any]:
+        """What each document holds; of several, those that hold something. The one, where only one is read."""
         try:
             for event in yaml.parse(self._text, Loader=_LOADER):
                 self._take(event)
@@ -131,9 +147,9 @@ class _YamlReader:
             raise _Bad("", "not YAML: it contains control characters") from None
         except (ValueError, OverflowError):
             raise _Bad("", "not YAML: a string contains an escape that is not a character") from None
-        if not self._documents:
+        if not self._documents and not self._several:
             raise _Bad("", "the file is empty")
-        return self._result
+        return self._results
 
     def _explain(self, error: yaml.MarkedYAMLError) -> tuple[str, str]:
         mark = error.problem_mark or error.context_mark
@@ -160,8 +176,9 @@ class _YamlReader:
                 self._end(event)
             case yaml.DocumentStartEvent():
                 self._documents += 1
-                if self._documents > 1:
+                if self._documents > 1 and not self._several:
                     raise self._bad(event, "a second YAML document; only one is read")
+                self._anchors.clear()
 
     def _bad(self, event: Any, message: str) -> _Bad:
         return _Bad(_position(event.start_mark.line + 1, event.start_mark.column + 1), message)
@@ -222,7 +239,8 @@ class _YamlReader:
         if anchor:
             self._anchors[anchor] = (value, cost)
         if not self._open:
-            self._result = value
+            if value is not None or not self._several:
+                self._results.append(value)
             return
         parent = self._open[-1]
         parent.cost += cost

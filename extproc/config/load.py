@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from extproc.config.check import find_problems, find_warnings
 from extproc.config.document import parse_document
 from extproc.config.errors import ConfigError, Problem, Snapshot, first_problems, shown
 from extproc.config.files import Files, Unreadable
+from extproc.config.keys import KeyEntry, read_keys
 from extproc.config.model import Config, Limit
 from extproc.config.schema import CONFIG, LIMITS
 from extproc.config.validate import validate
+from extproc.policies import Compiled, compile_policies, merged, read_policies
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A configuration whose names and files lead somewhere; its `limits` are a list, its paths absolute.
 
-    `files` are the files it was read from: itself, the limits file, TLS files.
+    What `policies` say is part of it. `keys` are the API keys of each source of `authConfigs`, by the names of both.
+    `files` are the files it was read from: itself, the limits file, policies, keys files, TLS files.
     """
 
     config: Config
     files: Snapshot
     warnings: tuple[Problem, ...] = ()
+    keys: Mapping[tuple[str, str], Sequence[KeyEntry]] = field(default_factory=dict)
 
 
 def load_config(path: Path) -> Loaded:
@@ -60,7 +66,8 @@ def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
     if not isinstance(data, dict):
         message = f"expected an object with `services` and `actionSets`, found {shown(data)}"
         raise ConfigError([Problem("", message, name)])
-    config = validate(CONFIG, data, base=base)
+    policies = _policies(data, base, files)
+    config = validate(CONFIG, merged(data, policies), base=base)
     limits_problems: tuple[Problem, ...] = ()
     if isinstance(config.limits, str):
         try:
@@ -72,9 +79,38 @@ def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
                 problem if problem.path else Problem("limits", f"{problem.file}: {problem.message}")
                 for problem in error.problems
             )
+    if policies.limits and not limits_problems:
+        added = validate(LIMITS, list(policies.limits), base=base)
+        config = config.model_copy(update={"limits": [*config.embedded_limits, *added]})
     if problems := first_problems(chain(limits_problems, find_problems(config, files))):
         raise ConfigError(problems)
-    return Loaded(config, files.snapshot, tuple(find_warnings(config)))
+    warnings = (*policies.warnings, *find_warnings(config))
+    return Loaded(config, files.snapshot, warnings, _keys(config, files))
+
+
+def _policies(data: dict[str, Any], base: Path, files: Files) -> Compiled:
+    """What the documents that a configuration names come to; what is wrong with the field itself is told later."""
+    paths = data.get("policies")
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        return Compiled()
+    return compile_policies(read_policies([base / path for path in paths], files))
+
+
+def _keys(config: Config, files: Files) -> dict[tuple[str, str], Sequence[KeyEntry]]:
+    """The API keys of every source. Raises ConfigError with the problems of all of them."""
+    found: dict[tuple[str, str], Sequence[KeyEntry]] = {}
+    problems: list[Problem] = []
+    for scope, auth in config.auth_configs.items():
+        for name, source in auth.authentication.items():
+            if source.api_keys is None:
+                continue
+            try:
+                found[scope, name] = read_keys(source.api_keys, files)
+            except ConfigError as error:
+                problems.extend(error.problems)
+    if problems:
+        raise ConfigError(first_problems(problems))
+    return found
 
 
 def _limits(path: Path, name: str, files: Files) -> list[Limit]:

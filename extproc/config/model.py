@@ -369,7 +369,17 @@ class Credentials(Model):
     """Where a request carries an API key."""
 
     header: str = "authorization"
-    prefix: str = Field(default="", description="Before the key and a space, as `APIKEY` or `Bearer`.")
+    prefix: str | None = Field(
+        default=None,
+        description="Before the key and a space, as `APIKEY`; by default `Bearer` in `authorization`, else nothing.",
+    )
+
+    @property
+    def scheme(self) -> str:
+        """What stands before a key, "" where nothing does."""
+        if self.prefix is None:
+            return "Bearer" if self.header.lower() == "authorization" else ""
+        return self.prefix
 
 
 class Selector(Model):

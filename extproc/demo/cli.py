@@ -1,6 +1,10 @@
-"""Play the story on the real Envoy, on this machine and without Docker: a JSON answer and a streamed one are counted,
-the limit is reached, four providers are asked the same, a client hangs up, and the limiter moves into a process of its
-own. Everything listens on free local ports and is stopped at the end.
+"""Play a story on the real Envoy, on this machine and without Docker. Everything listens on free local ports and is
+stopped at the end.
+
+  extproc demo       a JSON answer and a streamed one are counted, the limit is reached, four providers are asked the
+                     same, a client hangs up, and the limiter moves into a process of its own
+  extproc demo maas  Models as a Service: API keys and tiers from Kuadrant's policies, token budgets, JWTs
+  extproc demo gloo  JWTs, access by claims, and token budgets of a minute, an hour and a day at once
 """
 
 from __future__ import annotations
@@ -10,35 +14,48 @@ import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from extproc.admin.server import AdminError
 from extproc.config.errors import ConfigError
+from extproc.demo import gloo, maas
 from extproc.demo.page import Page, StoryError
 from extproc.demo.story import stay, tell
 from extproc.gateway import GatewayError
 from extproc.telemetry.logs import configure
 from extproc.transport.listener import ListenError
 
+Tell = Callable[[Page, Path, Path, int], Coroutine[Any, Any, None]]
+_STORIES: dict[str | None, Tell] = {None: tell, "maas": maas.tell, "gloo": gloo.tell}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--stay` and `--port`."""
-    parser.add_argument("--stay", action="store_true", help="leave it running, with curl lines to paste; Ctrl-C stops")
+    """The story, `--stay` and `--port`."""
+    names = [name for name in _STORIES if name is not None]
+    parser.add_argument("story", nargs="?", choices=names, help="another story than that of one limit")
+    parser.add_argument(
+        "--stay",
+        action="store_true",
+        help="leave it running, with curl lines to paste, but for maas and gloo; Ctrl-C stops",
+    )
     parser.add_argument(
         "--port", type=_port, default=0, metavar="N", help="port of the gateway on 127.0.0.1; default: any free one"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when everything happened as told, otherwise 1 with the reason on standard error."""
+    """0 when everything happened as told, otherwise 1 with the reason on standard error; 2 for wrong usage."""
+    if options.stay and options.story:
+        sys.stderr.write(f"extproc demo: --stay has no meaning for {options.story}\n")
+        return 2
+    play = stay if options.stay else _STORIES[options.story]
     with tempfile.TemporaryDirectory(prefix="extproc-demo-") as directory:
         log = Path(directory, "extproc.log")
         with log.open("w") as stream:
             configure("info", "json", stream)
             try:
-                play = stay if options.stay else tell
                 asyncio.run(_ended_by_signals(play(Page(sys.stdout), Path(directory), log, options.port)))
             except asyncio.CancelledError:
                 return 130

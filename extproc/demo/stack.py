@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,8 @@ class Stack:
     """`async with Stack(config) as stack:` runs client -> Envoy -> model, with a server for `config` attached.
 
     `config` gets free ports unless it names its own. `model` are the simulated model's options, `gateway` the
-    keyword arguments of `bootstrap`. Raises what its parts raise: ConfigError, EnvoyNotFound, PortInUse ...
+    keyword arguments of `bootstrap`; `clock` gives the seconds that the embedded limiter's windows go by. Raises what
+    its parts raise: ConfigError, EnvoyNotFound, PortInUse ...
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Stack:
         model: Options | None = None,
         gateway: Mapping[str, Any] | None = None,
         directory: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = {**LOCAL, **config}
         self._gateway = dict(gateway or {})
         self._directory = directory
+        self._clock = clock
         self.model = Simulator(options=model or Options())
         self.server: Server
         self.envoy: EnvoyProcess
@@ -52,7 +56,7 @@ class Stack:
             self.config_file = directory / "extproc.json"
             self.configure(self._config)
             await parts.enter_async_context(self.model)
-            self.server = Server(self.config_file)
+            self.server = Server(self.config_file, clock=self._clock)
             self.server.load()
             await self.server.start()
             parts.push_async_callback(self.server.drain)

@@ -38,6 +38,7 @@ async def tell(page: Page, directory: Path, log: Path, port: int = 0) -> None:
         await _from_outside(page, stack)
     page.line()
     page.line(f"Everything is stopped again. {time.monotonic() - started:.0f} s.")
+    page.line("Keys, tiers and windows have stories of their own: extproc demo maas, extproc demo gloo.")
 
 
 async def stay(page: Page, directory: Path, log: Path, port: int = 0) -> None:

@@ -177,6 +177,7 @@ def bootstrap(
     listen: str = "127.0.0.1:0",
     admin: str = "127.0.0.1:0",
     filters_before: Sequence[Mapping[str, Any]] = (),
+    rewrites: Mapping[str, str] | None = None,
     access_log: Path | None = None,
     **options: Unpack[FilterOptions],
 ) -> Json:
@@ -184,7 +185,8 @@ def bootstrap(
 
     Addresses are `host:port` or, but for `listen` and `admin`, `unix:/path`; port 0 lets the kernel choose.
     `extproc` may be several addresses, one per worker; None leaves the filter out. `filters_before` run first
-    (jwt_authn, rbac ...), `access_log` gets one JSON line a request.
+    (jwt_authn, rbac ...), `access_log` gets one JSON line a request. `rewrites`: how a path begins -> what `upstream`
+    sees in place of that; the filters see the client's path.
     Raises ValueError that names the option whose address, or namespace, cannot be read.
     """
     addresses = [extproc] if isinstance(extproc, str) else list(extproc or ())
@@ -202,7 +204,7 @@ def bootstrap(
                 _listener(
                     _address("listen", listen, bind=True),
                     [*filters, _router()],
-                    _routes(bool(addresses)),
+                    _routes(bool(addresses), rewrites or {}),
                     None if access_log is None else _file_access_log(access_log, options.get("namespace", NAMESPACE)),
                 )
             ],
@@ -232,7 +234,7 @@ def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Js
     }
 
 
-def _routes(with_extproc: bool) -> Json:
+def _routes(with_extproc: bool, rewrites: Mapping[str, str]) -> Json:
     health: Json = {
         "match": {"path": HEALTH_PATH},
         "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}},
@@ -241,8 +243,13 @@ def _routes(with_extproc: bool) -> Json:
         health["typed_per_filter_config"] = {
             FILTER: {"@type": f"{_TYPES}.filters.http.ext_proc.v3.ExtProcPerRoute", "disabled": True}
         }
-    everything = {"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}
-    return {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [health, everything]}]}
+    to_model = {"cluster": "upstream", "timeout": "0s"}
+    rewritten = [
+        {"match": {"prefix": prefix}, "route": {**to_model, "prefix_rewrite": path}}
+        for prefix, path in rewrites.items()
+    ]
+    everything = {"match": {"prefix": "/"}, "route": to_model}
+    return {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [health, *rewritten, everything]}]}
 
 
 def _router() -> Json:

@@ -1,9 +1,10 @@
-"""gRPC channels to limiters."""
+"""gRPC channels to limiters and ext_authz servers."""
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import grpc
 
@@ -46,6 +47,29 @@ def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
 def warm(channel: grpc.aio.Channel) -> None:
     """Start connecting, so that the first call does not pay for it; returns at once."""
     channel.get_state(try_to_connect=True)
+
+
+class Channels:
+    """Channels by endpoint, shared between services and configurations.
+
+    One that nobody else refers to any more is closed: a plan is gone when the last exchange that began with it is over.
+    """
+
+    def __init__(self, *, connect: bool = True) -> None:
+        self._connect = connect
+        self._open: WeakValueDictionary[Endpoint, grpc.aio.Channel] = WeakValueDictionary()
+
+    def get(self, endpoint: Endpoint) -> grpc.aio.Channel:
+        """The channel to `endpoint`, which starts connecting at once unless told otherwise.
+
+        Raises ValueError as `open_channel` does.
+        """
+        channel = self._open.get(endpoint)
+        if channel is None:
+            channel = self._open[endpoint] = open_channel(endpoint)
+            if self._connect:
+                warm(channel)
+        return channel
 
 
 def _credentials(tls: ClientTls) -> grpc.ChannelCredentials:

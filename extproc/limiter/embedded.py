@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import nlargest
+from math import inf
+from operator import itemgetter
 
-from extproc.limiter.limits import CompiledLimit, LimitSet, Touched, Values
-from extproc.limiter.seam import Code, Decision, Metadata, Query
+from extproc.limiter.limits import CompiledLimit, Group, LimitSet
+from extproc.limiter.matching import Values
+from extproc.limiter.rows import Column, Key, Table, key_of, values_of
+from extproc.limiter.seam import Code, Decision, Metadata, Query, Quota
+from extproc.limiter.tally import Tally
 
-FREED_PER_CALL = 32
-"""Expired counters that one call frees at most, beyond one for each that it may open: garbage never piles up."""
-MAX_COUNTERS = 1_000_000
-"""Some 250 bytes each, and the text of its values."""
+VISITED_PER_CALL = 2
+"""Expired rows that a call which counts frees at most, beyond one for each that it may open: they never pile up."""
+MAX_ROWS = 1_000_000
+"""Some 150 bytes each, the text of its values, and 16 bytes for each limit with the same namespace and variables."""
+_MOST = 2**64 - 1
 
 _OK = Decision(Code.OK)
 _UNKNOWN = Decision(Code.UNKNOWN)
+
+_Touched = Sequence[tuple[Group, Values]]
+_Sharing = tuple[str, tuple[str, ...]]
+"""What limits have in common whose counters share rows: namespace and variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,171 +47,207 @@ class Counter:
 class EmbeddedLimiter:
     """Limitador's in-memory semantics, answered at once.
 
-    A window is fixed and starts with its first hit. Confined to one thread (one event loop): no method
-    awaits, so calls never interleave and counts are exact however many tasks call.
-    No more than `max_counters` are kept; beyond that the counter of the limit that expires next gives way.
+    A window starts with its first hit, and ends as the limit's `window` says. Confined to one thread (one event
+    loop): no method that counts awaits, so calls never interleave and counts are exact however many tasks call.
+    Counters of the same namespace, variables and values share a row; no more than `max_rows` are kept. Beyond that,
+    of a few rows of the largest table the one that expires first gives way.
 
-    `clock` gives seconds, from anywhere, never going back.
+    `clock` gives seconds, from anywhere, never going back; `wall` those since 1970, which calendars go by.
+    `tells_quotas` has allowed decisions tell what remains too. `tally` counts the calls.
     """
 
     def __init__(
         self,
         limits: LimitSet,
         clock: Callable[[], float] = time.monotonic,
-        max_counters: int = MAX_COUNTERS,
+        wall: Callable[[], float] = time.time,
+        max_rows: int = MAX_ROWS,
     ) -> None:
+        self.tells_quotas = False
+        self.tally = Tally()
         self._clock = clock
-        self._max_counters = max_counters
+        self._wall = wall
+        self._max_rows = max_rows
         self._limits = LimitSet()
-        self._windows: dict[CompiledLimit, _Windows] = {}
-        self._expiry: list[_Windows] = []
+        self._places: dict[Group, tuple[Table, tuple[Column, ...]]] = {}
+        self._columns: list[Column] = []
+        self._tables: list[Table] = []
+        self._turn = 0
         self._size = 0
         self.replace_limits(limits)
 
     def check(self, query: Query, metadata: Metadata = ()) -> Decision:
         """OVER_LIMIT when one more hit would exceed a limit, whatever `query.hits_addend` says."""
-        return self._decide(query, 1) or _OK
+        domain, descriptors, _ = query
+        if not domain:
+            return _UNKNOWN
+        touched = self._limits.touched(domain, descriptors)
+        now = self._clock()
+        if self._refuses(touched, 1, now):
+            return self._refusal(domain, touched, 1, now)
+        self.tally.allowed(domain)
+        return self._allowance(touched, now) if self.tells_quotas else _OK
 
     def report(self, query: Query, metadata: Metadata = ()) -> Decision:
         """Add the hits, also beyond a maximum; an addend of 0 counts as 1."""
-        if not query.domain:
+        domain, descriptors, hits = query
+        if not domain:
             return _UNKNOWN
-        self._add(query, query.hits_addend or 1)
+        self._add(domain, self._limits.touched(domain, descriptors), hits or 1, self._clock())
         return _OK
 
     def should_rate_limit(self, query: Query, metadata: Metadata = ()) -> Decision:
         """Add the hits unless that would exceed a limit: then nothing is added. 0 counts as 1."""
-        hits = query.hits_addend or 1
-        if (refusal := self._decide(query, hits)) is not None:
-            return refusal
-        self._add(query, hits)
-        return _OK
+        domain, descriptors, hits = query
+        if not domain:
+            return _UNKNOWN
+        hits = hits or 1
+        touched = self._limits.touched(domain, descriptors)
+        now = self._clock()
+        if self._refuses(touched, hits, now):
+            return self._refusal(domain, touched, hits, now)
+        self.tally.allowed(domain)
+        self._add(domain, touched, hits, now)
+        return self._allowance(touched, now) if self.tells_quotas else _OK
 
     def replace_limits(self, limits: LimitSet) -> None:
         """Use `limits` from now on; counters of limits with an unchanged identity keep their hits."""
-        kept = {limit.identity: windows for limit, windows in self._windows.items()}
+        old_tables = {_sharing(column.limit): column.table for column in self._columns}
+        old_columns = {column.limit.identity: column for column in self._columns}
+        tables: dict[_Sharing, Table] = {}
+        self._places = {}
+        self._columns = []
+        for group in limits.groups:
+            sharing = _sharing(group.limits[0])
+            table = tables.setdefault(sharing, old_tables.get(sharing) or Table())
+            columns = tuple(old_columns.get(limit.identity) or Column(table, limit) for limit in group.limits)
+            for column, limit in zip(columns, group.limits, strict=True):
+                column.serve(limit)
+            self._places[group] = table, columns
+            self._columns += columns
+        for table in tables.values():
+            table.columns = [column for column in self._columns if column.table is table]
         self._limits = limits
-        self._windows = {}
-        for limit in limits.limits:
-            windows = kept.get(limit.identity) or _Windows()
-            windows.serve(limit)
-            self._windows[limit] = windows
-        self._expiry = [windows for windows in self._windows.values() if windows.order]
-        heapify(self._expiry)
-        self._size = sum(len(windows.order) for windows in self._expiry)
+        self._tables = list(tables.values())
+        self._turn = 0
+        self._size = sum(len(table.keys) for table in self._tables)
 
     def snapshot(self) -> Iterator[Counter]:
-        """Every live counter."""
+        """Every live counter; those that come or go meanwhile may be missing. Of many `counters` tells the first."""
+        limits = self._limits
         now = self._clock()
-        for limit, windows in tuple(self._windows.items()):
-            for window in tuple(windows.by_values.values()):
-                if window.reset > now:
-                    yield Counter(
-                        limit=limit,
-                        values=window.values,
-                        used=window.used,
-                        remaining=max(0, limit.max_value - window.used),
-                        resets_in=window.reset - now,
-                    )
+        for column in self._columns:
+            for row, end in enumerate(column.ends):
+                if self._limits is not limits:
+                    return
+                if end > now:
+                    yield _counter(column, row, now)
+
+    async def counters(self, at_most: int) -> list[Counter]:
+        """The live counters that are nearest to their maximum, or farthest beyond it, those first.
+
+        Others run meanwhile: one that begins then may be missing.
+        """
+        nearest: dict[tuple[Column, Key], float] = {}
+        for column in self._columns:
+            for rows in column.table.slices():
+                if column not in self._columns:
+                    break
+                nearest |= column.shares(rows, self._clock())
+                nearest = dict(nlargest(at_most, nearest.items(), key=itemgetter(1)))
+                await asyncio.sleep(0)
+        now = self._clock()
+        found = ((column, column.table.rows.get(key)) for column, key in nearest if column in self._columns)
+        return [_counter(column, row, now) for column, row in found if row is not None and column.ends[row] > now]
 
     def __len__(self) -> int:
-        """Counters in memory, live or expired and not yet freed."""
+        """Rows in memory, live or expired and not yet freed."""
         return self._size
 
     def sweep(self) -> None:
-        """Free every expired counter now; calls do it bit by bit anyway."""
-        self._free(self._clock(), self._size)
-
-    def _decide(self, query: Query, hits: int) -> Decision | None:
-        """The refusal of `hits` more hits, if there is one."""
-        if not query.domain:
-            return _UNKNOWN
+        """Free every expired row now; calls do it bit by bit anyway."""
         now = self._clock()
-        for limit, values in self._touched(query, now):
-            windows = self._windows[limit]
-            window = windows.by_values.get(values)
-            used = window.used if window is not None and window.reset > now else 0
-            if used + hits > limit.max_value:
-                return windows.refusal
-        return None
+        for table in self._tables:
+            table.hand = 0
+            self._size -= table.visit(len(table.keys), now)
 
-    def _add(self, query: Query, hits: int) -> None:
-        now = self._clock()
-        for limit, values in self._touched(query, now):
-            windows = self._windows[limit]
-            window = windows.by_values.get(values)
-            if window is not None and window.reset > now:
-                window.used += hits
-            else:
-                self._open(windows, _Window(values, hits, now + limit.identity.seconds))
+    def _refuses(self, touched: _Touched, hits: int, now: float) -> bool:
+        for group, values in touched:
+            table, columns = self._places[group]
+            row = table.rows.get(key_of(values))
+            for column in columns:
+                used = column.used[row] if row is not None and column.ends[row] > now else 0
+                if used + hits > column.maximum:
+                    return True
+        return False
 
-    def _touched(self, query: Query, now: float) -> tuple[Touched, ...]:
-        touched = self._limits.counters(query.domain, query.descriptors)
-        if self._expiry and self._expiry[0].next_reset <= now:
-            self._free(now, FREED_PER_CALL + len(touched))
-        return touched
+    def _add(self, domain: str, touched: _Touched, hits: int, now: float) -> None:
+        self.tally.counted(domain, hits)
+        if self._size:
+            self._tidy(VISITED_PER_CALL + len(touched), now)
+        for group, values in touched:
+            table, columns = self._places[group]
+            row = table.rows.get(key_of(values))
+            if row is None:
+                row = self._add_row(table, key_of(values))
+            for column in columns:
+                if column.ends[row] > now:
+                    used = column.used[row] + hits
+                    column.used[row] = used if used < _MOST else _MOST
+                else:
+                    column.open(row, min(hits, _MOST), now + column.limit.window.ends_in(self._wall()))
 
-    def _open(self, windows: _Windows, window: _Window) -> None:
-        if self._size >= self._max_counters:
-            self._free_first()
-        windows.by_values[window.values] = window
-        windows.order.append(window)
+    def _add_row(self, table: Table, key: Key) -> int:
+        if self._size >= self._max_rows:
+            largest = max(self._tables, key=lambda each: len(each.keys))
+            largest.free(largest.candidate())
+            self._size -= 1
         self._size += 1
-        if len(windows.order) == 1:
-            windows.next_reset = window.reset
-            heappush(self._expiry, windows)
+        return table.add(key)
 
-    def _free(self, now: float, at_most: int) -> None:
-        while at_most and self._expiry and self._expiry[0].next_reset <= now:
-            self._free_first()
-            at_most -= 1
+    def _tidy(self, at_most: int, now: float) -> None:
+        """Free what has expired among the next rows, of one table after the other."""
+        table = self._tables[self._turn]
+        self._size -= table.visit(at_most, now)
+        if table.hand >= len(table.keys):
+            table.hand = 0
+            self._turn = (self._turn + 1) % len(self._tables)
 
-    def _free_first(self) -> None:
-        windows = self._expiry[0]
-        windows.drop_first()
-        self._size -= 1
-        if windows.order:
-            heapreplace(self._expiry, windows)
-        else:
-            heappop(self._expiry)
+    def _refusal(self, domain: str, touched: _Touched, hits: int, now: float) -> Decision:
+        quotas = [
+            quota if hits <= quota.maximum else quota._replace(resets_in=inf)
+            for quota in self._quotas(touched, now)
+            if quota.remaining < hits
+        ]
+        quotas.sort(key=lambda quota: quota.resets_in, reverse=True)
+        self.tally.refused(domain, quotas[0].limit)
+        return Decision(Code.OVER_LIMIT, limit=quotas[0].limit, quotas=tuple(quotas))
+
+    def _allowance(self, touched: _Touched, now: float) -> Decision:
+        return Decision(Code.OK, quotas=tuple(sorted(self._quotas(touched, now), key=lambda quota: quota.remaining)))
+
+    def _quotas(self, touched: _Touched, now: float) -> Iterator[Quota]:
+        for group, values in touched:
+            table, columns = self._places[group]
+            row = table.rows.get(key_of(values))
+            for column in columns:
+                limit = column.limit
+                remaining, resets_in = limit.max_value, limit.window.ends_in(self._wall())
+                if row is not None and column.ends[row] > now:
+                    remaining, resets_in = max(0, remaining - column.used[row]), column.ends[row] - now
+                yield Quota(limit.label, limit.max_value, remaining, resets_in, limit.window.seconds)
 
 
-class _Window:
-    """The hits of one counter until `reset`."""
-
-    __slots__ = ("reset", "used", "values")
-
-    def __init__(self, values: Values, used: int, reset: float) -> None:
-        self.values = values
-        self.used = used
-        self.reset = reset
+def _sharing(limit: CompiledLimit) -> _Sharing:
+    return limit.identity.namespace, limit.identity.variables
 
 
-class _Windows:
-    """The windows of one limit; ordered by when the first of them expires.
-
-    All windows of a limit are equally long, so the order in which they open is the order in which they
-    expire: a queue does what would otherwise need a heap entry for every counter.
-    """
-
-    __slots__ = ("by_values", "next_reset", "order", "refusal")
-
-    def __init__(self) -> None:
-        self.by_values: dict[Values, _Window] = {}
-        self.order: deque[_Window] = deque()
-        self.next_reset = 0.0
-        self.refusal = Decision(Code.OVER_LIMIT)
-
-    def __lt__(self, other: _Windows) -> bool:
-        return self.next_reset < other.next_reset
-
-    def serve(self, limit: CompiledLimit) -> None:
-        self.refusal = Decision(Code.OVER_LIMIT, limit=limit.label)
-
-    def drop_first(self) -> None:
-        """Forget the window that expires first, unless a newer one has taken its place."""
-        first = self.order.popleft()
-        if self.by_values.get(first.values) is first:
-            del self.by_values[first.values]
-        if self.order:
-            self.next_reset = self.order[0].reset
+def _counter(column: Column, row: int, now: float) -> Counter:
+    limit, used = column.limit, column.used[row]
+    return Counter(
+        limit=limit,
+        values=values_of(column.table.keys[row]),
+        used=used,
+        remaining=max(0, limit.max_value - used),
+        resets_in=column.ends[row] - now,
+    )

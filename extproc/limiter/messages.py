@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import inf, isfinite
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from extproc.limiter.seam import Code, Decision, Descriptor, Query
+from extproc.limiter.seam import Code, Decision, Descriptor, Query, Quota
 from extproc.wire.descriptor_pb2 import RateLimitDescriptor
 from extproc.wire.rls_pb2 import RateLimitRequest, RateLimitResponse
 
@@ -17,6 +19,19 @@ REPORT = f"/{KUADRANT_SERVICE}/Report"
 SHOULD_RATE_LIMIT = f"/{ENVOY_SERVICE}/ShouldRateLimit"
 
 _CODES = {int(code): code for code in Code}
+_UINT32 = 2**32 - 1
+_UNITS: Final = {
+    RateLimitResponse.RateLimit.SECOND: 1,
+    RateLimitResponse.RateLimit.MINUTE: 60,
+    RateLimitResponse.RateLimit.HOUR: 3_600,
+    RateLimitResponse.RateLimit.DAY: 86_400,
+    RateLimitResponse.RateLimit.WEEK: 604_800,
+    RateLimitResponse.RateLimit.MONTH: 2_592_000,
+    RateLimitResponse.RateLimit.YEAR: 31_536_000,
+}
+_UNIT_OF = {seconds: unit for unit, seconds in _UNITS.items()}
+_LONGEST = 315_576_000_000
+"""Seconds that a google.protobuf.Duration may have."""
 _PLAIN = {code: Decision(code) for code in Code}
 _PLAIN_BYTES = {
     code: RateLimitResponse(overall_code=RateLimitResponse.Code.Name(code)).SerializeToString() for code in Code
@@ -55,17 +70,22 @@ def decode_query(message: bytes) -> Query:
 
 
 def encode_decision(decision: Decision) -> bytes:
-    """A serialised RateLimitResponse."""
-    if not decision.headers:
+    """A serialised RateLimitResponse, with a status for each quota."""
+    if not decision.headers and not decision.quotas:
         return _PLAIN_BYTES[decision.code]
     response = RateLimitResponse.FromString(_PLAIN_BYTES[decision.code])
     for key, value in decision.headers:
         response.response_headers_to_add.add(key=key, value=encodable(value))
+    for quota in decision.quotas:
+        _write(quota, response.statuses.add(code=response.overall_code))
     return response.SerializeToString()
 
 
 def decode_decision(message: bytes) -> Decision:
-    """The decision in a serialised RateLimitResponse; raises Unreadable, also for a code that does not exist."""
+    """The decision in a serialised RateLimitResponse; raises Unreadable, also for a code that does not exist.
+
+    Its quotas are those of statuses that tell their limit; of a refusal those that refuse, and so its `limit`.
+    """
     try:
         response = RateLimitResponse.FromString(message)
     except DecodeError:
@@ -73,13 +93,42 @@ def decode_decision(message: bytes) -> Decision:
     code = _CODES.get(response.overall_code)
     if code is None:
         raise Unreadable(f"overall_code is {response.overall_code}")
-    if not response.response_headers_to_add:
+    if not response.response_headers_to_add and not response.statuses:
         return _PLAIN[code]
-    headers = (
+    headers = tuple(
         (header.key, header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value)
         for header in response.response_headers_to_add
     )
-    return Decision(code, tuple(headers))
+    telling = [status for status in response.statuses if status.HasField("current_limit")]
+    if code is not Code.OVER_LIMIT:
+        return Decision(code, headers, quotas=tuple(sorted(map(_read, telling), key=lambda quota: quota.remaining)))
+    refusing = map(_read, (status for status in telling if status.code == RateLimitResponse.OVER_LIMIT))
+    quotas = tuple(sorted(refusing, key=lambda quota: quota.resets_in, reverse=True))
+    return Decision(code, headers, quotas[0].limit if quotas else "", quotas)
+
+
+def _write(quota: Quota, status: RateLimitResponse.DescriptorStatus) -> None:
+    """A window that has no unit is left out, and so is the end of what never ends."""
+    status.current_limit.requests_per_unit = min(quota.maximum, _UINT32)
+    status.current_limit.unit = _UNIT_OF.get(quota.window, RateLimitResponse.RateLimit.UNKNOWN)
+    status.current_limit.name = encodable(quota.limit)
+    status.limit_remaining = min(quota.remaining, _UINT32)
+    if isfinite(quota.resets_in):
+        seconds, rest = divmod(max(0.0, min(quota.resets_in, _LONGEST)), 1)
+        status.duration_until_reset.seconds = int(seconds)
+        status.duration_until_reset.nanos = int(rest * 1e9)
+
+
+def _read(status: RateLimitResponse.DescriptorStatus) -> Quota:
+    """Where it does not say when the limit starts anew, that is never."""
+    limit, left = status.current_limit, status.duration_until_reset
+    return Quota(
+        limit=limit.name,
+        maximum=limit.requests_per_unit,
+        remaining=status.limit_remaining,
+        resets_in=max(0.0, left.seconds + left.nanos / 1e9) if status.HasField("duration_until_reset") else inf,
+        window=_UNITS.get(limit.unit, 0),
+    )
 
 
 def encodable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import grpc
 
@@ -14,6 +15,7 @@ from extproc.limiter.messages import (
     decode_query,
     encode_decision,
 )
+from extproc.limiter.quotas import ratelimit_headers
 from extproc.limiter.seam import Answer, Decision, Limiter, LimiterError, Metadata, Query
 
 logger = logging.getLogger(__name__)
@@ -26,9 +28,10 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 _Handler = Callable[[bytes, _Context], Awaitable[bytes]]
 
 
-def add_limiter_service(server: grpc.aio.Server, limiter: Limiter) -> None:
+def add_limiter_service(server: grpc.aio.Server, limiter: Limiter, *, headers: bool = False) -> None:
     """Serve CheckRateLimit, Report and ShouldRateLimit from `limiter`.
 
+    With `headers`, answers to ShouldRateLimit bring x-ratelimit headers for the client, made of their quotas.
     A request that cannot be read is answered INVALID_ARGUMENT, and a LimiterError (only a limiter that is
     itself remote has them) DEADLINE_EXCEEDED or UNAVAILABLE.
     """
@@ -36,13 +39,23 @@ def add_limiter_service(server: grpc.aio.Server, limiter: Limiter) -> None:
         "CheckRateLimit": _handler("CheckRateLimit", limiter.check, logging.DEBUG),
         "Report": _handler("Report", limiter.report, logging.INFO),
     }
-    envoy = {"ShouldRateLimit": _handler("ShouldRateLimit", limiter.should_rate_limit, logging.INFO)}
+    ask = _with_headers(limiter.should_rate_limit) if headers else limiter.should_rate_limit
+    envoy = {"ShouldRateLimit": _handler("ShouldRateLimit", ask, logging.INFO)}
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(KUADRANT_SERVICE, kuadrant),
             grpc.method_handlers_generic_handler(ENVOY_SERVICE, envoy),
         )
     )
+
+
+def _with_headers(ask: _Ask) -> _Ask:
+    async def answer(query: Query, metadata: Metadata) -> Decision:
+        found = ask(query, metadata)
+        decision = found if isinstance(found, Decision) else await found
+        return replace(decision, headers=(*decision.headers, *ratelimit_headers(decision.quotas)))
+
+    return answer
 
 
 def _handler(name: str, ask: _Ask, level: int) -> grpc.RpcMethodHandler[bytes, bytes]:

@@ -10,8 +10,13 @@ from typing import Any, Literal
 import cel
 
 from extproc.expressions import Expression, ExpressionError, text_of
-from extproc.limiter.seam import MAX_HITS, Answer, Descriptor, Entry, Metadata, Query
+from extproc.expressions.lookup import Lookup, NotThere
+from extproc.facts import RequestFacts
+from extproc.identity.seam import AuthAnswer
+from extproc.limiter.seam import MAX_HITS, Answer, Entry, Metadata, Query
+from extproc.plan.attributes import Getter, getter_of
 from extproc.plan.bodies import BodyValues
+from extproc.plan.sight import ActionFailure, Condition, Sight, all_true
 
 Call = Literal["check", "report", "should_rate_limit"]
 
@@ -22,10 +27,6 @@ class Phase(IntEnum):
     REQUEST_HEADERS = 0
     REQUEST_BODY = 1
     RESPONSE = 2
-
-
-class ActionFailure(Exception):
-    """A predicate is no bool, or a value has no text: the action cannot be carried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +42,97 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A descriptor entry to be: a literal, or an expression for its value."""
+    """A descriptor entry to be: a literal, or an expression for its value; `native` where that needs no CEL."""
 
     key: str
     value: str | Expression
+    native: Getter | None = None
+    """Raises NotThere."""
 
-    def entry(self, context: cel.Context) -> Entry:
-        """The entry; raises ExpressionError when the value has no text."""
+    @classmethod
+    def of(cls, key: str, value: str | Expression) -> Item:
+        """The entry `key`, natively where that gives the same."""
+        lookup = None if isinstance(value, str) else Lookup.of(value.source)
+        return cls(key, value, None if lookup is None else getter_of(lookup))
+
+    def entry(self, sight: Sight) -> Entry:
+        """The entry; raises ExpressionError or NotThere when the value has no text."""
         if isinstance(self.value, str):
             return self.key, self.value
-        return self.key, text_of(self.value.evaluate(context))
+        if self.native is not None and sight.facts is not None:
+            return self.key, text_of(self.native(sight.facts))
+        return self.key, text_of(self.value.evaluate(sight.context))
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Entries that count when all predicates hold."""
 
-    predicates: tuple[Expression, ...]
+    predicates: tuple[Condition, ...]
     items: tuple[Item, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """A query whose values are still to be filled in: of requests that look alike, everything they have in common."""
+
+    domain: str
+    descriptors: tuple[tuple[Item, ...], ...]
+    hits: int
+
+    def settled(self, sight: Sight) -> Form | Query:
+        """The same with all values that take CEL; a query when no other is left. Raises ActionFailure."""
+        if all(item.native is None for items in self.descriptors for item in items):
+            return self.fill(sight)
+        try:
+            descriptors = tuple(
+                tuple(item if item.native is not None else Item(*item.entry(sight)) for item in items)
+                for items in self.descriptors
+            )
+        except (ExpressionError, NotThere) as error:
+            raise ActionFailure(str(error)) from None
+        return Form(self.domain, descriptors, self.hits)
+
+    def fill(self, sight: Sight) -> Query:
+        """The query of one request. Raises ActionFailure."""
+        try:
+            descriptors = tuple(tuple([item.entry(sight) for item in items]) for items in self.descriptors)
+        except (ExpressionError, NotThere) as error:
+            raise ActionFailure(str(error)) from None
+        return Query(self.domain, descriptors, self.hits)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthService:
+    """Where it is asked who calls, and what a missing verdict means."""
+
+    name: str
+    authenticate: Callable[[RequestFacts, str, Metadata], AuthAnswer]
+    denies_on_failure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AuthAction:
+    """Finding out who calls, by the rules of `scope`; the `index`th action of its set."""
+
+    index: int
+    service: AuthService
+    scope: str
+    predicates: tuple[Condition, ...]
+    checks_model: bool
+    """Whether a verdict may depend on the model that the request asks for."""
+
+    def applies(self, sight: Sight) -> bool:
+        """Whether this request is to be asked. Raises ActionFailure."""
+        try:
+            return all_true(self.predicates, sight)
+        except (ExpressionError, NotThere) as error:
+            raise ActionFailure(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
 class Action:
-    """One call to a service, the `index`th of its action set.
+    """One call to a limiter, the `index`th of its action set.
 
     `domain` and `hits` come from the data `ratelimit.domain` and `ratelimit.hits_addend`; `labels` from
     `requestData` make the second descriptor.
@@ -73,39 +142,39 @@ class Action:
     service: Service
     phase: Phase
     scope: str
-    predicates: tuple[Expression, ...]
+    predicates: tuple[Condition, ...]
     blocks: tuple[Block, ...]
     domain: str | Expression | None
     hits: int | Expression
     labels: tuple[Item, ...]
 
-    def query(self, context: cel.Context) -> Query | None:
-        """What to ask, None when the action does not apply. Raises ActionFailure.
+    def form(self, sight: Sight) -> Form | None:
+        """What to ask but for its values, None when the action does not apply. Raises ActionFailure.
 
         Its hits are those of the configuration, 0 where they are an expression: see `count`.
         """
         try:
-            if not all_true(self.predicates, context):
+            if not all_true(self.predicates, sight):
                 return None
-            entries: list[Entry] = []
-            for block in self.blocks:
-                if all_true(block.predicates, context):
-                    entries.extend(item.entry(context) for item in block.items)
-            if not entries:
+            items = [item for block in self.blocks if all_true(block.predicates, sight) for item in block.items]
+            if not items:
                 return None
-            descriptors: tuple[Descriptor, ...] = (tuple(entries),)
-            if self.labels:
-                descriptors += (tuple(item.entry(context) for item in self.labels),)
+            descriptors = (tuple(items), self.labels) if self.labels else (tuple(items),)
             hits = self.hits if isinstance(self.hits, int) else 0
-            return Query(self._domain(context), descriptors, hits)
-        except ExpressionError as error:
+            return Form(self._domain(sight), descriptors, hits)
+        except (ExpressionError, NotThere) as error:
             raise ActionFailure(str(error)) from None
 
-    def _domain(self, context: cel.Context) -> str:
+    def query(self, sight: Sight) -> Query | None:
+        """What to ask, None when the action does not apply. Raises ActionFailure."""
+        form = self.form(sight)
+        return None if form is None else form.fill(sight)
+
+    def _domain(self, sight: Sight) -> str:
         if self.domain is None:
             domain: Any = self.scope
         else:
-            domain = self.domain if isinstance(self.domain, str) else self.domain.evaluate(context)
+            domain = self.domain if isinstance(self.domain, str) else self.domain.evaluate(sight.context)
         if not isinstance(domain, str) or not domain:
             raise ActionFailure("`ratelimit.domain` must be a string that is not empty")
         return domain
@@ -129,17 +198,3 @@ def hits_of(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= MAX_HITS:
         raise ValueError(f"expected a whole number from 0 to {MAX_HITS}, found {value!r:.60}")
     return value
-
-
-def all_true(predicates: tuple[Expression, ...], context: cel.Context) -> bool:
-    """Whether every predicate holds; later ones are not evaluated after a false one.
-
-    Raises ActionFailure for a value that is no bool, ExpressionError for none.
-    """
-    for predicate in predicates:
-        value = predicate.evaluate(context)
-        if value is False:
-            return False
-        if value is not True:
-            raise ActionFailure(f"`{predicate.source}`: expected a bool, found {type(value).__name__}")
-    return True

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
+from extproc.expressions.lookup import Lookup, NotThere
 from extproc.facts import RequestFacts
 
 ROOTS = frozenset({"request", "source", "destination", "connection", "metadata", "auth", "xds"})
@@ -18,10 +21,10 @@ ROOTS = frozenset({"request", "source", "destination", "connection", "metadata",
 USAGE = "usage"
 """The variable that is there when the answer is over: the fields of extproc.usage.usage.Usage."""
 
-AUTH_NAMESPACE = "envoy.filters.http.ext_authz"
-"""Dynamic metadata of an ext_authz server (Authorino) in front of us; it is what `auth` shows."""
-
 BODY_ATTRIBUTES = frozenset({("request", "body"), ("request", "raw_body")})
+
+_TREES = frozenset({"auth", "metadata"})
+"""Variables whose structure is not known beforehand."""
 
 Path = tuple[str, ...]
 Variables = dict[str, Any]
@@ -120,20 +123,27 @@ class Attributes:
     `repeatable`: requests that look alike in a few plain attributes look alike in all that is named.
     """
 
-    __slots__ = ("_all_headers", "_auth", "_getters", "_headers", "_metadata", "_named", "needs_body", "repeatable")
+    __slots__ = (
+        "_all_headers",
+        "_auth",
+        "_deep",
+        "_getters",
+        "_headers",
+        "_metadata",
+        "_named",
+        "needs_body",
+        "repeatable",
+    )
 
     def __init__(self, members: Iterable[Path]) -> None:
         named: set[Path] = set()
         headers: set[str] = set()
+        deep: set[Path] = set()
         self._all_headers = False
-        self._auth = False
-        self._metadata = False
         for member in members:
             root = member[0]
-            if root == "auth":
-                self._auth = True
-            elif root == "metadata":
-                self._metadata = True
+            if root in _TREES:
+                deep.add(member)
             elif root not in ROOTS:
                 continue
             elif member[:2] == ("request", "headers"):
@@ -144,15 +154,19 @@ class Attributes:
                 self._all_headers |= root == "request"
             else:
                 named.add(member[:2])
+        self._auth = any(member[0] == "auth" for member in deep)
+        self._metadata = any(member[0] == "metadata" for member in deep)
         self._headers = tuple(sorted(name.lower() for name in headers))
         self._named = tuple(sorted(named - {("request", "headers")}))
         self._getters = (*map(_getter, self._named), *map(_header_getter, self._headers))
+        self._deep = tuple(key_of(Lookup(path[0], path[1:])) for path in sorted(deep))
         self.needs_body = bool(BODY_ATTRIBUTES & named)
-        self.repeatable = not (self._all_headers or self._auth or self._metadata or _UNREPEATABLE & named)
+        self.repeatable = not (self._all_headers or _UNREPEATABLE & named)
 
     def fingerprint(self, facts: RequestFacts) -> tuple[Any, ...]:
         """The values of all that is named, in a fixed order; for `repeatable` ones."""
-        return tuple([get(facts) for get in self._getters])
+        plain = [get(facts) for get in self._getters]
+        return (*plain, *[get(facts) for get in self._deep]) if self._deep else tuple(plain)
 
     def bind(self, facts: RequestFacts, body: bytes | None = None) -> Variables:
         """The variables for one request; `body` where it is known by now."""
@@ -173,8 +187,58 @@ class Attributes:
         if self._metadata:
             variables["metadata"] = {"filter_metadata": {name: facts.namespace(name) for name in facts.metadata}}
         if self._auth:
-            variables["auth"] = facts.namespace(AUTH_NAMESPACE)
+            variables["auth"] = facts.identity()
         return variables
+
+
+def getter_of(lookup: Lookup) -> Getter | None:
+    """What gives the value of an expression that is `lookup`; None for one that is better left to CEL.
+
+    The getter raises NotThere where CEL would find no such key.
+    """
+    root, steps = lookup.root, lookup.steps
+    if root == "auth":
+        return lambda facts: lookup.find(facts.identity())
+    if root == "metadata" and len(steps) > 2 and steps[0] == "filter_metadata":
+        below = Lookup(root, steps[2:])
+        return lambda facts: below.find(facts.namespace(str(steps[1])))
+    if root == "request" and len(steps) == 2 and steps[0] == "headers":
+        return _required_header(str(steps[1]))
+    path = (root, *steps)
+    if len(path) != 2 or path not in KNOWN - BODY_ATTRIBUTES - {("request", "headers")}:
+        return None
+    return _getter((root, str(steps[0])))
+
+
+def key_of(lookup: Lookup) -> Getter:
+    """What tells values at `lookup` apart: a text as it is, anything else as JSON, None where there is none."""
+    get = getter_of(lookup) or _whole(lookup.root)
+
+    def find(facts: RequestFacts) -> str | bytes | None:
+        try:
+            value = get(facts)
+        except NotThere:
+            return None
+        return value if value is None or isinstance(value, str) else orjson.dumps(value, default=str)
+
+    return find
+
+
+def _whole(root: str) -> Getter:
+    """Of a structure as a whole."""
+    if root == "auth":
+        return lambda facts: facts.identity()
+    return lambda facts: {name: facts.namespace(name) for name in facts.metadata}
+
+
+def _required_header(name: str) -> Getter:
+    def get(facts: RequestFacts) -> str:
+        value = facts.headers.get(name)
+        if value is None:
+            raise NotThere(f"no such key '{name}'")
+        return value.decode("utf-8", "replace")
+
+    return get
 
 
 def _getter(path: Path) -> Getter:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import cel
 
-from extproc import replies
 from extproc.bodies.reader import BodyLimits, ReaderFactory
 from extproc.bodies.shapes import Shape
 from extproc.bodies.wanted import Wanted
@@ -19,15 +18,20 @@ from extproc.config.model import Config, Data, DenyWith, DialectName, Fixed
 from extproc.config.model import Service as ServiceConfig
 from extproc.expressions import Expression, ExpressionError, PointerCall, text_of
 from extproc.expressions.functions import LIBRARY
+from extproc.expressions.lookup import NotThere
 from extproc.facts import RequestFacts
+from extproc.identity.seam import Authenticator
 from extproc.limiter.seam import MAX_HITS, Limiter
-from extproc.plan.action import Action, ActionFailure, Block, Call, Item, Phase, Service
+from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Item, Phase, Service
 from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, USAGE, Attributes
 from extproc.plan.bodies import BodyValues
 from extproc.plan.hosts import HostTable
-from extproc.plan.memo import Outcome, Outcomes, QueryMemo
-from extproc.plan.plan import ActionSet, Plan, Route, Scope
+from extproc.plan.labels import Labels
+from extproc.plan.memo import Memo
+from extproc.plan.plan import ActionSet, Outcome, Outcomes, Plan, Route
+from extproc.plan.sight import ActionFailure, Condition, Fingerprint, Scope, Sight, all_true, fingerprint_of
 from extproc.plan.usage_requests import UsageRequests
+from extproc.refusals import Refusals
 from extproc.usage.dialects import DIALECTS
 from extproc.usage.meter import Meter, MissingUsage
 from extproc.usage.prices import Price, Prices
@@ -56,23 +60,33 @@ class Compiled:
     warnings: tuple[Problem, ...]
 
 
-def compile_plan(config: Config, limiter_for: Callable[[ServiceConfig], Limiter]) -> Compiled:
-    """Compile `config`; `limiter_for(service)` gives the limiter that a service talks to.
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Who answers for the services of a configuration."""
 
-    Raises ConfigError with every problem found.
-    """
-    return _Compiler(config, limiter_for).run()
+    limiter: Callable[[ServiceConfig], Limiter]
+    authenticator: Callable[[ServiceConfig], Authenticator]
+
+
+def compile_plan(config: Config, peers: Peers) -> Compiled:
+    """Compile `config`. Raises ConfigError with every problem found."""
+    return _Compiler(config, peers).run()
 
 
 class _Compiler:
-    def __init__(self, config: Config, limiter_for: Callable[[ServiceConfig], Limiter]) -> None:
+    def __init__(self, config: Config, peers: Peers) -> None:
         self._config = config
         self._problems: list[Problem] = []
         self._warnings: list[Problem] = []
         self._services = {
-            name: _service(name, service, limiter_for(service))
+            name: _service(name, service, peers.limiter(service))
             for name, service in config.services.items()
             if service.type in _CALLS
+        }
+        self._auth_services = {
+            name: AuthService(name, peers.authenticator(service).authenticate, service.failure_mode == "deny")
+            for name, service in config.services.items()
+            if service.type == "auth"
         }
         self._labels = self._request_data()
 
@@ -84,12 +98,14 @@ class _Compiler:
             action_sets.append(compiled)
             for hostname in dict.fromkeys(name.lower() for name in action_set.route_rule_conditions.hostnames):
                 by_host.setdefault(hostname, []).append(compiled)
+        labels = self._metric_labels()
         if self._problems:
             raise ConfigError(self._problems)
         plan = Plan(
             action_sets=tuple(action_sets),
             hosts=HostTable({host: _route(host, sets) for host, sets in by_host.items()}),
             meter=_meter(self._config),
+            labels=labels,
             metadata_namespace=self._config.metadata_namespace,
             metered_methods=frozenset(method.encode() for method in self._config.metered_methods),
             charge_errors=self._config.charge_errors,
@@ -105,29 +121,41 @@ class _Compiler:
         if any(_phase(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
             self._problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
         self._bypass(predicates, f"{path}.routeRuleConditions.predicates")
-        actions = [self._action(i, action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
+        actions = [self._any_action(i, action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
         known = _in_order(action for action in actions if action is not None)
-        request = [action for action in known if action.phase is not Phase.RESPONSE]
-        response = [action for action in known if action.phase is Phase.RESPONSE]
-        expressions = [*predicates, *(e for action in known for e in _expressions_of(action))]
+        auth = tuple(action for action in known if isinstance(action, AuthAction))
+        limits = [action for action in known if isinstance(action, Action)]
+        request = [action for action in limits if action.phase is not Phase.RESPONSE]
+        response = [action for action in limits if action.phase is Phase.RESPONSE]
+        if auth and known[: len(auth)] != list(auth):
+            self._warn(f"{path}.actions", "who calls is found out first, whatever the order of the actions")
+        expressions = [
+            *(predicate.expression for action in auth for predicate in action.predicates),
+            *(e for action in limits for e in _expressions_of(action)),
+        ]
         calls = [call for expression in expressions for call in expression.references.calls]
         raw_body = any(_body_members(expression) for expression in expressions)
+        checks_model = any(action.checks_model for action in auth)
         scope = _scope(expressions)
+        denies = (config.on_no_limit or self._config.on_no_limit) == "deny"
         return ActionSet(
             name=config.name,
-            predicates=predicates,
+            predicates=tuple(map(Condition.of, predicates)),
             scope=scope,
             memo=_memo(known, scope),
             actions=tuple(known),
+            auth_actions=auth,
             request_actions=tuple(request),
             before_body=sum(action.phase is Phase.REQUEST_HEADERS for action in request),
             response_actions=tuple(response),
-            request_reader=self._request_reader(calls, needed=raw_body, reports=bool(response)),
+            request_reader=self._request_reader(calls, needed=raw_body or checks_model, reports=bool(response)),
             response_reader=self._response_reader(calls, config.dialect) if response else None,
-            decides_on_body=raw_body or any(call.body == "request" for call in calls),
+            decides_on_body=checks_model or raw_body or any(call.body == "request" for call in calls),
+            checks_model=checks_model,
+            denies_without_limit=denies and any(action.service.call != "report" for action in request),
             include_usage=self._usage_requests() if response else None,
             reads_prompts=bool(response) and self._estimates and self._config.estimates.prompt == "text",
-            over_limit=_over_limit(config.deny_with or self._config.deny_with),
+            refusals=_refusals(config.deny_with or self._config.deny_with, self._config.rate_limit_headers != "none"),
         )
 
     @property
@@ -160,6 +188,22 @@ class _Compiler:
             asked.paths, asked.except_hosts, asked.except_models, buffer=asked.buffer, strip=asked.strip
         )
 
+    def _any_action(self, index: int, config: ActionConfig, path: str) -> AuthAction | Action | None:
+        service = self._auth_services.get(config.service)
+        return self._action(index, config, path) if service is None else self._auth(index, service, config, path)
+
+    def _auth(self, index: int, service: AuthService, config: ActionConfig, path: str) -> AuthAction:
+        predicates = self._predicates(config.predicates, f"{path}.predicates")
+        self._bypass(predicates, f"{path}.predicates")
+        if any(_phase(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
+            self._problem(f"{path}.predicates", "who calls is found out before any body is known")
+        if config.conditional_data:
+            self._problem(f"{path}.conditionalData", "an `auth` service is sent no descriptors")
+        endpoint = self._config.endpoints[self._config.services[service.name].endpoint]
+        rules = self._config.auth_configs.get(config.scope) if endpoint.embedded else None
+        conditions = tuple(map(Condition.of, predicates))
+        return AuthAction(index, service, config.scope, conditions, rules is not None and rules.models is not None)
+
     def _action(self, index: int, config: ActionConfig, path: str) -> Action | None:
         service = self._services.get(config.service)
         predicates = self._predicates(config.predicates, f"{path}.predicates")
@@ -177,15 +221,13 @@ class _Compiler:
                         self._static(key, data.static.value, f"{at}.static.value")
                     special.setdefault(key, value)
                 else:
-                    items.append(Item(key, value))
-            blocks.append(
-                Block(self._predicates(block.predicates, f"{path}.conditionalData[{i}].predicates"), tuple(items))
-            )
+                    items.append(Item.of(key, value))
+            conditions = self._predicates(block.predicates, f"{path}.conditionalData[{i}].predicates")
+            self._bypass(conditions, f"{path}.conditionalData[{i}].predicates")
+            blocks.append(Block(tuple(map(Condition.of, conditions)), tuple(items)))
         if service is None:
             return None
         self._bypass(predicates, f"{path}.predicates")
-        for i, compiled in enumerate(blocks):
-            self._bypass(compiled.predicates, f"{path}.conditionalData[{i}].predicates")
         domain, hits = special.get(DOMAIN), _hits(special.get(HITS_ADDEND, "1"))
         labels = tuple(
             item
@@ -196,7 +238,15 @@ class _Compiler:
         if domain is None and not config.scope:
             self._problem(f"{path}.scope", "must not be empty: it is the domain of the call")
         action = Action(
-            index, service, Phase.REQUEST_HEADERS, config.scope, predicates, tuple(blocks), domain, hits, labels
+            index,
+            service,
+            Phase.REQUEST_HEADERS,
+            config.scope,
+            tuple(map(Condition.of, predicates)),
+            tuple(blocks),
+            domain,
+            hits,
+            labels,
         )
         phase = max((_phase(expression) for expression in _expressions_of(action)), default=Phase.REQUEST_HEADERS)
         if phase is Phase.RESPONSE and service.call != "report":
@@ -227,8 +277,19 @@ class _Compiler:
             domain, _, field = key.rpartition(".")
             if value is not None:
                 name = field if domain in ("", "metrics.labels") else key
-                found.append((domain, field, Item(name, value)))
+                found.append((domain, field, Item.of(name, value)))
         return tuple(item for _, _, item in sorted(found, key=lambda entry: entry[:2]))
+
+    def _metric_labels(self) -> Labels:
+        """`metrics.labels`: expressions over the head of the request."""
+        labels: dict[str, list[Expression]] = {}
+        for name, candidates in self._config.metrics.labels.items():
+            path = f"metrics.labels.{name}"
+            found = [self._value(source, f"{path}[{i}]") for i, source in enumerate(candidates)]
+            labels[name] = [expression for expression in found if expression is not None]
+            if any(_phase(expression) is not Phase.REQUEST_HEADERS for expression in labels[name]):
+                self._problem(path, "a label is known before any body is")
+        return Labels(labels, lambda expression: _scope([expression]))
 
     def _predicates(self, sources: Sequence[str], path: str) -> tuple[Expression, ...]:
         compiled = (self._value(source, f"{path}[{i}]") for i, source in enumerate(sources))
@@ -328,7 +389,24 @@ def _hits(value: str | Expression) -> int | Expression:
 
 def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
     predicates = [predicate for action_set in action_sets for predicate in action_set.predicates]
-    return Route(pattern, _scope(predicates), tuple(action_sets))
+    scope = _scope(predicate.expression for predicate in predicates)
+
+    def choose(facts: RequestFacts) -> ActionSet | ActionFailure | None:
+        sight = Sight(scope, facts, BodyValues())
+        try:
+            return next((each for each in action_sets if all_true(each.predicates, sight)), None)
+        except (ActionFailure, ExpressionError, NotThere) as error:
+            return ActionFailure(str(error))
+
+    return Route(pattern, Memo(_fingerprint(predicates), choose))
+
+
+def _fingerprint(conditions: Sequence[Condition], others: Iterable[Expression] = ()) -> Fingerprint | None:
+    """What tells requests apart in all that is evaluated; None where too much is."""
+    native = [condition for condition in conditions if condition.native is not None]
+    by_cel = [*(condition.expression for condition in conditions if condition.native is None), *others]
+    attributes = _scope(by_cel).attributes
+    return fingerprint_of(native, attributes) if attributes.repeatable else None
 
 
 def _scope(expressions: Iterable[Expression]) -> Scope:
@@ -343,45 +421,59 @@ def _scope(expressions: Iterable[Expression]) -> Scope:
     return Scope(Attributes(members), frozenset(functions & (LIBRARY.keys() | bodies)), usage)
 
 
-def _memo(actions: Sequence[Action], scope: Scope) -> QueryMemo | None:
-    """A memo where queries are the same for requests that look alike, and hits depend on bodies only."""
-    queries = [expression for action in actions for expression in _expressions_of(replace(action, hits=1))]
-    hits = [action.hits for action in actions if isinstance(action.hits, Expression)]
-    attributes = _scope(queries).attributes
-    if not attributes.repeatable or any(e.references.calls or USAGE in e.variables for e in queries):
+def _memo(actions: Sequence[AuthAction | Action], scope: Scope) -> Memo[Outcomes] | None:
+    """A memo where queries are the same for requests that look alike but for plain values in them."""
+    limits = [action for action in actions if isinstance(action, Action)]
+    queries = [expression for action in limits for expression in _expressions_of(replace(action, hits=1))]
+    hits = [action.hits for action in limits if isinstance(action.hits, Expression)]
+    if any(e.references.calls or USAGE in e.variables for e in queries) or any(e.variables - {USAGE} for e in hits):
         return None
-    if any(e.variables - {USAGE} for e in hits):
+    conditions = [condition for action in limits for condition in _conditions_of(action)]
+    items = [item for action in limits for item in _items_of(action)]
+    by_cel = [item.value for item in items if item.native is None and isinstance(item.value, Expression)]
+    domains = [action.domain for action in limits if isinstance(action.domain, Expression)]
+    if (fingerprint := _fingerprint(conditions, [*by_cel, *domains])) is None:
         return None
 
     def compute(facts: RequestFacts) -> Outcomes:
-        context = scope.bind(facts, BodyValues())
-        return tuple(_outcome(action, context) for action in actions)
+        sight = Sight(scope, facts, BodyValues())
+        return tuple(_outcome(action, sight) if isinstance(action, Action) else None for action in actions)
 
-    return QueryMemo(attributes.fingerprint, compute)
+    return Memo(fingerprint, compute)
 
 
-def _outcome(action: Action, context: cel.Context) -> Outcome:
+def _outcome(action: Action, sight: Sight) -> Outcome:
     try:
-        return action.query(context)
+        form = action.form(sight)
+        return None if form is None else form.settled(sight)
     except ActionFailure as failure:
         return failure
 
 
-def _in_order(actions: Iterable[Action]) -> list[Action]:
+def _in_order(actions: Iterable[AuthAction | Action]) -> list[AuthAction | Action]:
     """Before the call of the model, an action behind one that waits for the body waits too."""
-    ordered: list[Action] = []
+    ordered: list[AuthAction | Action] = []
     waiting = False
     for action in actions:
-        waiting |= action.phase is Phase.REQUEST_BODY
-        delayed = waiting and action.phase is Phase.REQUEST_HEADERS
-        ordered.append(replace(action, phase=Phase.REQUEST_BODY) if delayed else action)
+        if isinstance(action, Action):
+            waiting |= action.phase is Phase.REQUEST_BODY
+            delayed = waiting and action.phase is Phase.REQUEST_HEADERS
+            action = replace(action, phase=Phase.REQUEST_BODY) if delayed else action
+        ordered.append(action)
     return ordered
 
 
+def _conditions_of(action: Action) -> list[Condition]:
+    return [*action.predicates, *(condition for block in action.blocks for condition in block.predicates)]
+
+
+def _items_of(action: Action) -> list[Item]:
+    return [*(item for block in action.blocks for item in block.items), *action.labels]
+
+
 def _expressions_of(action: Action) -> list[Expression]:
-    items = [*(item for block in action.blocks for item in block.items), *action.labels]
-    values = [action.domain, action.hits, *(item.value for item in items)]
-    predicates = [*action.predicates, *(predicate for block in action.blocks for predicate in block.predicates)]
+    values = [action.domain, action.hits, *(item.value for item in _items_of(action))]
+    predicates = [condition.expression for condition in _conditions_of(action)]
     return [*predicates, *(value for value in values if isinstance(value, Expression))]
 
 
@@ -410,8 +502,10 @@ def _meter(config: Config) -> Meter:
     return Meter(policy, Prices(prices))
 
 
-def _over_limit(deny: DenyWith) -> bytes:
-    return replies.immediate(deny.status, deny.body.encode(), deny.headers.items(), details="over_limit")
+def _refusals(deny: DenyWith, tells_limits: bool) -> Refusals:
+    body = None if deny.body is None else deny.body.encode()
+    headers = tuple((name.lower(), value) for name, value in deny.headers.items())
+    return Refusals(deny.profile, deny.status, headers, body, tells_limits)
 
 
 def _shorten(source: str) -> str:

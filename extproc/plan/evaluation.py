@@ -2,67 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-
-import cel
 
 from extproc.bodies.findings import Values
 from extproc.expressions import Expression
 from extproc.facts import RequestFacts
 from extproc.limiter.seam import MAX_HITS, Query
-from extproc.plan.action import Action, ActionFailure, all_true
+from extproc.plan.action import Action, AuthAction, Form
 from extproc.plan.attributes import USAGE
 from extproc.plan.bodies import BodyValues
-from extproc.plan.memo import Outcomes
-from extproc.plan.plan import ActionSet, Route
+from extproc.plan.plan import ActionSet, Outcome, Route
+from extproc.plan.sight import ActionFailure, Sight
 from extproc.usage.usage import Source, Usage
 
 
 class Evaluation:
-    """Begins with the headers of the request; is told of bodies and usage as they become known."""
+    """Begins with the headers of the request; is told of the caller, of bodies and usage as they become known.
 
-    __slots__ = ("_bodies", "_context", "_facts", "_outcomes", "action_set")
+    Nothing is evaluated before `begin`: what is found out about the caller may change what the headers say.
+    """
+
+    __slots__ = ("_bodies", "_outcomes", "_sight", "action_set")
 
     def __init__(self, action_set: ActionSet, facts: RequestFacts, bodies: BodyValues) -> None:
         self.action_set = action_set
         self._bodies = bodies
-        self._context: cel.Context | None = None
-        self._outcomes: Outcomes | None = None
-        self._facts: RequestFacts | None = None
-        if action_set.memo is not None:
-            self._outcomes = action_set.memo.outcomes(facts)
-        else:
-            self._context = action_set.scope.bind(facts, bodies)
-            self._facts = facts if action_set.scope.attributes.needs_body else None
+        self._sight = Sight(action_set.scope, facts, bodies)
+        self._outcomes: Sequence[Outcome] | None = None
 
     @classmethod
     def of(cls, route: Route | None, facts: RequestFacts) -> Evaluation | None:
         """That of the first action set whose predicates hold; only the most specific host is asked (S0.9).
 
-        Raises ActionFailure and ExpressionError for predicates without an answer.
+        Raises ActionFailure for predicates without an answer.
         """
         if route is None:
             return None
-        bodies = BodyValues()
-        context: cel.Context | None = None
-        for action_set in route.action_sets:
-            if action_set.predicates:
-                context = context or route.scope.bind(facts, bodies)
-                if not all_true(action_set.predicates, context):
-                    continue
-            return cls(action_set, facts, bodies)
-        return None
+        found = route.choice.of(facts)
+        if isinstance(found, ActionFailure):
+            raise found
+        return None if found is None else cls(found, facts, BodyValues())
+
+    def applies(self, action: AuthAction) -> bool:
+        """Whether the caller is to be told by `action`. Raises ActionFailure."""
+        return not action.predicates or action.applies(self._sight)
+
+    def begin(self) -> None:
+        """All that is to be known of the request's head is known."""
+        facts, memo = self._sight.facts, self.action_set.memo
+        sight = Sight(self.action_set.scope, facts, self._bodies)
+        if memo is None or facts is None:
+            self._sight = sight
+            _ = sight.context  # now, while times are those of the request
+            return
+        outcomes = memo.of(facts)
+        if Form in map(type, outcomes):
+            outcomes = tuple([_filled(outcome, sight) if type(outcome) is Form else outcome for outcome in outcomes])
+        self._outcomes = outcomes
+        self._sight = Sight(self.action_set.scope, None, self._bodies)
 
     @property
     def names_body(self) -> bool:
         """Whether an expression names the request body as a whole."""
-        return self._facts is not None
+        return self.action_set.scope.attributes.needs_body
 
     def request_is_there(self, values: Values, body: bytes) -> None:
         """The request body is over: what pointers found in it, and all of it where an expression names it."""
         self._bodies.request = values
-        if self._facts is not None and self._context is not None:
-            self._context.update(self.action_set.scope.attributes.bind(self._facts, body))
+        if self.names_body and self._sight.facts is not None:
+            self._sight.context.update(self.action_set.scope.attributes.bind(self._sight.facts, body))
 
     def answer_is_there(self, values: Values) -> None:
         """The answer is over: what pointers found in it."""
@@ -71,16 +80,16 @@ class Evaluation:
     def usage_is_there(self, usage: Usage) -> None:
         """The usage is known."""
         if self.action_set.scope.usage:
-            self._any_context().update({USAGE: usage._asdict()})
+            self._sight.context.update({USAGE: usage._asdict()})
 
     def query(self, action: Action) -> Query | None:
         """What `action` asks; None when it does not apply. Raises ActionFailure."""
         if self._outcomes is None:
-            assert self._context is not None
-            return action.query(self._context)
+            return action.query(self._sight)
         outcome = self._outcomes[action.index]
         if isinstance(outcome, ActionFailure):
             raise outcome
+        assert not isinstance(outcome, Form)
         return outcome
 
     def count(self, action: Action) -> int:
@@ -121,10 +130,11 @@ class Evaluation:
 
     def _count(self, action: Action, hits: Expression) -> int:
         """Raises ActionFailure."""
-        return action.count(hits, self._bodies, self._any_context)
+        return action.count(hits, self._bodies, lambda: self._sight.context)
 
-    def _any_context(self) -> cel.Context:
-        """The context of the request, or one without attributes where none was needed so far."""
-        if self._context is None:
-            self._context = self.action_set.scope.bind(None, self._bodies)
-        return self._context
+
+def _filled(form: Form, sight: Sight) -> Query | ActionFailure:
+    try:
+        return form.fill(sight)
+    except ActionFailure as failure:
+        return failure

@@ -4,79 +4,70 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cel
-
 from extproc.bodies.reader import ReaderFactory
-from extproc.expressions import Expression
-from extproc.expressions.functions import LIBRARY
-from extproc.facts import RequestFacts
-from extproc.plan.action import Action
-from extproc.plan.attributes import Attributes
-from extproc.plan.bodies import BodyValues
+from extproc.limiter.seam import Query
+from extproc.plan.action import Action, AuthAction, Form
 from extproc.plan.hosts import HostTable
-from extproc.plan.memo import QueryMemo
+from extproc.plan.labels import Labels
+from extproc.plan.memo import Memo
+from extproc.plan.sight import ActionFailure, Condition, Scope
 from extproc.plan.usage_requests import UsageRequests
+from extproc.refusals import Refusals
 from extproc.usage.meter import Meter
 
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What a set of expressions sees: attributes, and the functions they call."""
-
-    attributes: Attributes
-    functions: frozenset[str]
-    """Names of functions beyond CEL's own."""
-    usage: bool
-    """Whether they name `usage`."""
-
-    def bind(self, facts: RequestFacts | None, bodies: BodyValues) -> cel.Context:
-        """A context for one exchange; the body functions look into `bodies` whenever they are called.
-
-        Without `facts` for expressions that name no attribute.
-        """
-        context = cel.Context() if facts is None else cel.Context(variables=self.attributes.bind(facts))
-        for name in self.functions:
-            context.add_function(name, LIBRARY.get(name) or bodies.function(name))
-        return context
+Outcome = Query | Form | ActionFailure | None
+Outcomes = tuple[Outcome, ...]
+"""What each action of a set comes to, in their order; None where it does not apply, or asks no limiter."""
 
 
 @dataclass(frozen=True, slots=True)
 class ActionSet:
     """What happens to the requests of one route.
 
-    `actions` are all of them, in the order of the configuration. `request_actions` run before the model is called:
+    `actions` are all of them, in the order of the configuration. `auth_actions` run first: whatever the others ask
+    depends on who calls. `request_actions` run before the model is called:
     those up to `before_body` at the request headers, the others when the body is there. `response_actions` run when
     the answer is over. `request_reader` and `response_reader` are None where that body is not needed.
     """
 
     name: str
-    predicates: tuple[Expression, ...]
+    predicates: tuple[Condition, ...]
     scope: Scope
-    memo: QueryMemo | None
+    memo: Memo[Outcomes] | None
     """None where a query depends on more than a few plain attributes of the request."""
-    actions: tuple[Action, ...]
+    actions: tuple[AuthAction | Action, ...]
+    auth_actions: tuple[AuthAction, ...]
     request_actions: tuple[Action, ...]
     before_body: int
     response_actions: tuple[Action, ...]
     request_reader: ReaderFactory | None
     response_reader: ReaderFactory | None
     decides_on_body: bool
-    """Whether a decision depends on the request body, so that a part of it is not enough."""
+    """Whether a decision may depend on the request body, so that a part of it is not enough."""
+    checks_model: bool
+    """Whether who calls may decide which models may be asked."""
+    denies_without_limit: bool
+    """Whether a request is refused to which none of the limits applies (S1.D1)."""
     include_usage: UsageRequests | None
     """None where requests are not asked to report usage."""
     reads_prompts: bool
     """Whether prompts are read while they pass, for estimates."""
-    over_limit: bytes
-    """The serialised reply to a request over its limit, without headers of the limiter."""
+    refusals: Refusals
+
+    @property
+    def denies_on_failure(self) -> bool:
+        """Whether a decision that is not reached may be a refusal."""
+        return any(action.service.denies_on_failure for action in self.auth_actions) or any(
+            action.service.denies_on_failure for action in self.request_actions
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The action sets of one hostname pattern, in the order of the configuration."""
+    """The action sets of one hostname pattern: `choice` is the first whose predicates hold."""
 
     pattern: str
-    scope: Scope
-    action_sets: tuple[ActionSet, ...]
+    choice: Memo[ActionSet | ActionFailure | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +77,7 @@ class Plan:
     action_sets: tuple[ActionSet, ...]
     hosts: HostTable[Route]
     meter: Meter
+    labels: Labels
     metadata_namespace: str
     metered_methods: frozenset[bytes]
     charge_errors: bool

@@ -64,6 +64,13 @@ _COLOURS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33", loggi
 _UNRULY = re.compile("[\x80-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _BARE = re.compile(r"[\w./:@%+*,-]+", re.A)
 
+_always: Line = {}
+
+
+def say_always(**fields: int) -> None:
+    """Begin the fields of every line of this process with `fields`, for example which of several workers it is."""
+    _always.update(fields)
+
 
 def configure(level: Level, format: Format, stream: TextIO | None = None) -> None:
     """Log the `extproc` tree from `level` on, and everybody else's warnings, to `stream` (standard error).
@@ -252,6 +259,7 @@ def _line(record: logging.LogRecord) -> Line:
         "level": _lowered(record.levelname),
         "logger": _text(record.name),
         "event": _event(record),
+        **_always,
     }
     fields = getattr(record, "fields", None)
     if type(fields) is dict:

@@ -6,7 +6,8 @@ Everything here belongs to the event loop's thread; nothing is locked. Label val
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -21,9 +22,14 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from extproc import __version__
+from extproc.telemetry import limiter_tally, nearness, spending_metrics
+from extproc.telemetry.exposition import Family
 from extproc.telemetry.genai import GenAiMetrics
 from extproc.telemetry.histogram import Histogram
+from extproc.telemetry.limiter_tally import LimiterTally
 from extproc.telemetry.names import bounded
+from extproc.telemetry.nearness import LimitWatch
+from extproc.telemetry.spending import Spending
 from extproc.usage.usage import Ending as AnswerEnding
 from extproc.usage.usage import Source, Usage
 
@@ -61,9 +67,19 @@ class Metrics(Collector):
     """Everything this process counts. Add to the attributes, call the methods, `render` for a scrape.
 
     `configs` to `errors` are wasm-shim's counters under their own names, so that its dashboards keep working.
+    `spending`, `tally` and `limits`, where they are given, are counted elsewhere and shown here too.
     """
 
-    def __init__(self, version: str = __version__) -> None:
+    def __init__(
+        self,
+        version: str = __version__,
+        spending: Spending | None = None,
+        tally: LimiterTally | None = None,
+        limits: LimitWatch | None = None,
+    ) -> None:
+        self.spending = spending
+        self.tally = tally
+        self.limits = limits
         self.configs = 0
         self.hits = 0
         self.misses = 0
@@ -100,6 +116,22 @@ class Metrics(Collector):
     def ended(self) -> int:
         """Exchanges that are over."""
         return sum(self._endings.values())
+
+    @property
+    def version(self) -> str:
+        """What is running."""
+        return self._version
+
+    @property
+    def sources(self) -> Mapping[Source, int]:
+        """Exchanges by where their usage came from."""
+        self._count_used()
+        return self._sources
+
+    @property
+    def reports(self) -> Mapping[ReportResult, int]:
+        """Reports that ended, by how."""
+        return self._reports
 
     def used(self, usage: Usage, provider: str, seconds: float, first_token: float | None) -> None:
         """An exchange with an answer used `usage`; see `GenAiMetrics.used`.
@@ -158,16 +190,42 @@ class Metrics(Collector):
 
         OpenMetrics knows no counter without `_total`, so wasm-shim's have no type there.
         """
+        pieces, content_type = self._exposition(accept)
+        return b"".join(pieces), content_type
+
+    async def page(self, accept: str = "") -> tuple[bytes, str]:
+        """As `render`, with limits as they are now, and with turns for others in between: users may be many."""
+        if self.limits is not None:
+            await self.limits.look()
+        written: list[bytes] = []
+        pieces, content_type = self._exposition(accept)
+        for piece in pieces:
+            written.append(piece)
+            await asyncio.sleep(0)
+        return b"".join(written), content_type
+
+    def _exposition(self, accept: str) -> tuple[Iterator[bytes], str]:
         openmetrics = "application/openmetrics-text" in accept
         encode, content_type = choose_encoder(_OPENMETRICS if openmetrics else "")
-        return self._kuadrant("unknown" if openmetrics else "counter") + encode(self._registry), content_type
 
-    def _kuadrant(self, kind: str) -> bytes:
-        return "".join(
-            f"# HELP kuadrant_{name} {about}\n# TYPE kuadrant_{name} {kind}\n"
-            f"kuadrant_{name} {float(getattr(self, name))}\n"
-            for name, about in _KUADRANT.items()
-        ).encode()
+        def pieces() -> Iterator[bytes]:
+            for text in self._written(openmetrics):
+                yield text.encode()
+            yield encode(self._registry)
+
+        return pieces(), content_type
+
+    def _written(self, openmetrics: bool) -> Iterator[str]:
+        """What is not made by prometheus_client; its text comes last, because it ends OpenMetrics."""
+        for name, about in _KUADRANT.items():
+            family = Family(f"kuadrant_{name}", about)
+            yield family.header(openmetrics) + family.lines([("", float(getattr(self, name)))])
+        if self.tally is not None:
+            yield from limiter_tally.exposition(self.tally, openmetrics)
+        if self.limits is not None:
+            yield from nearness.exposition(self.limits.last, openmetrics)
+        if self.spending is not None:
+            yield from spending_metrics.exposition(self.spending, openmetrics)
 
     def collect(self) -> Iterable[Metric]:
         """Ours, for prometheus_client."""

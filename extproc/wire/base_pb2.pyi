@@ -69,3 +69,11 @@ class Metadata(_message.Message):
     filter_metadata: _containers.MessageMap[str, _struct_pb2.Struct]
     typed_filter_metadata: _containers.MessageMap[str, _any_pb2.Any]
     def __init__(self, filter_metadata: _Optional[_Mapping[str, _struct_pb2.Struct]] = ..., typed_filter_metadata: _Optional[_Mapping[str, _any_pb2.Any]] = ...) -> None: ...
+
+class QueryParameter(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...

@@ -44,13 +44,23 @@ def test_an_action_without_any_service(load: Load, document: Any) -> None:
     assert problems(load, document)[0].endswith("no service is named `ratelimit-check-service`, known: none")
 
 
-def test_auth_services_may_be_declared_but_not_called(load: Load, document: Any) -> None:
-    document["services"]["authorino"] = SERVICE | {"type": "auth"}
+def test_an_action_of_the_embedded_authenticator_names_rules_that_are_there(load: Load, document: Any) -> None:
+    document["services"]["who"] = SERVICE | {"type": "auth"}
+    document["endpoints"]["limitador"] = "embedded"
+    document["actionSets"][0]["actions"][0] |= {"service": "who", "scope": "mass"}
+    document["authConfigs"] = {"maas": {"authentication": {"tokens": {"jwt": {}}}}}
+    assert problems(load, document)[0] == (
+        "actionSets[0].actions[0].scope: `mass` is not in `authConfigs`, did you mean `maas`? known: `maas`"
+    )
+    document["actionSets"][0]["actions"][0]["scope"] = "maas"
     assert load(document)
+
+
+def test_an_ext_authz_server_knows_its_rules_itself(load: Load, document: Any) -> None:
+    document["services"]["authorino"] = {"type": "auth", "endpoint": "authorino"}
+    document["endpoints"]["authorino"] = "authorino:50051"
     document["actionSets"][0]["actions"][0]["service"] = "authorino"
-    assert problems(load, document) == [
-        "actionSets[0].actions[0].service: `auth` services are not supported by this version"
-    ]
+    assert load(document)
 
 
 def test_a_service_names_an_endpoint(load: Load, document: Any) -> None:

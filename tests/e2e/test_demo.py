@@ -17,9 +17,11 @@ from support.vocabularies import fill_directory
 
 from extproc.demo import providers
 from extproc.demo.asker import Asker
+from extproc.demo.caller import Caller
+from extproc.demo.examples import example
 from extproc.demo.page import Page, StoryError, expect
 from extproc.demo.providers import OPENAI, four_providers
-from extproc.demo.setting import configuration
+from extproc.demo.setting import HOST, PATH, QUESTION, configuration
 from extproc.demo.stack import Stack
 from extproc.usage.vocabulary import DIRECTORY_VARIABLE
 
@@ -32,6 +34,42 @@ gemini gemini-2.5-flash 1,180 1,000 90 50 1,270 reported $0.000309
 bedrock amazon.nova-pro-v1:0 1,250 1,024 60 0 1,310 reported $0.000578
 """
 
+SCRIPT = """\
+Host : simulator.maas.local
+Model ID: simulator-model
+
+=== Free User (5 requests per 2min) ===
+Free req #1 -> 200
+Free req #2 -> 200
+Free req #3 -> 200
+Free req #4 -> 200
+Free req #5 -> 200
+Free req #6 -> 429
+Free req #7 -> 429
+
+=== Premium User 1 (20 requests per 2min) ===
+Premium1 req #1 -> 200
+Premium1 req #2 -> 200
+...
+Premium1 req #20 -> 200
+Premium1 req #21 -> 429
+Premium1 req #22 -> 429
+
+=== Premium User 2 (20 requests per 2min) ===
+Premium2 req #1 -> 200
+...
+Premium2 req #20 -> 200
+Premium2 req #21 -> 429
+Premium2 req #22 -> 429
+
+=== Second Free User (5 requests per 2min) ===
+Free2 req #1 -> 200
+...
+Free2 req #5 -> 200
+Free2 req #6 -> 429
+Free2 req #7 -> 429
+"""
+
 
 @dataclass(frozen=True)
 class Played:
@@ -42,9 +80,9 @@ class Played:
     problem: str
 
 
-def play(environment: Mapping[str, str]) -> Played:
-    """Run the whole demo; it takes about three seconds."""
-    command = [sys.executable, "-m", "extproc", "demo"]
+def play(environment: Mapping[str, str], *arguments: str) -> Played:
+    """Run a whole story; it takes about three seconds."""
+    command = [sys.executable, "-m", "extproc", "demo", *arguments]
     inherited = {name: value for name, value in os.environ.items() if name != DIRECTORY_VARIABLE}
     done = subprocess.run(
         command, env={**inherited, **environment}, capture_output=True, text=True, timeout=60, check=False
@@ -60,6 +98,58 @@ def test_the_story_ends_well(vocabulary: bool, tmp_path: Path) -> None:
     assert TABLE in re.sub("^ ", "", played.text, flags=re.MULTILINE)
     assert re.search(r"hits_addend=13\d\d usage=estimated ending=client_gone model=claude-sonnet-4-5", played.text)
     assert "streams_failed 0" in played.text
+    assert "extproc demo maas, extproc demo gloo" in played.text
+
+
+def test_models_as_a_service_end_well() -> None:
+    """S1.11, S1.13, S1.20: the lines of the test script, and the numbers of its documentation."""
+    played = play({}, "maas")
+    assert played.status == 0, played.problem + played.text
+    assert SCRIPT in played.text
+    assert '\n authorized_calls{limitador_namespace="llm/simulator-domain-route"} 100\n' in played.text
+    assert '\n limited_calls{limitador_namespace="llm/simulator-domain-route"} 16\n' in played.text
+    assert 'token_usage_with_user_and_group{user="freeuser1",group="free",' in played.text
+    assert "125 x 200, 6 x 429" in played.text
+
+
+def test_the_gloo_gateway_ends_well() -> None:
+    """S4.2 to S4.8, S4.12."""
+    played = play({}, "gloo")
+    assert played.status == 0, played.problem + played.text
+    for line in (
+        "no token 401 Jwt is missing",
+        "Bob's 403 RBAC: access denied",
+        "Alice 3 429 x-envoy-ratelimited: true, retry-after: 60, content-length: 0",
+        "123 s 429 per-user-counter-hour",
+        "86399 s 429 per-user-counter-day",
+        "86401 s 200",
+        "Alice gpt-4 403 RBAC: access denied",
+    ):
+        assert f"\n {line}\n" in played.text
+
+
+@pytest.mark.parametrize("arguments", [["maas", "--stay"], ["moon"]])
+def test_what_there_is_no_story_for_is_said(arguments: list[str]) -> None:
+    played = play({}, *arguments)
+    assert (played.status, played.text) == (2, "")
+    assert arguments[-1] in played.problem
+
+
+def test_an_installation_without_the_examples_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="come with the repository"):
+        example("maas", tmp_path)
+
+
+async def test_a_metric_that_is_not_as_told_is_an_error() -> None:
+    async with Stack(configuration("embedded")) as stack, aiohttp.ClientSession() as session:
+        caller = Caller(Page(StringIO()), stack, session, host=HOST, path=PATH, question=QUESTION)
+        await caller.ask({})
+        name = 'authorized_calls{limitador_namespace="domain-a"}'
+        await caller.show_metrics({name: 1})
+        with pytest.raises(StoryError, match="1, expected 2"):
+            await caller.show_metrics({name: 2})
+        with pytest.raises(StoryError, match=r"no metric authorized_calls.*domain-a"):
+            await caller.show_metrics({'authorized_calls{limitador_namespace="domain-x"}': 1})
 
 
 async def test_a_number_that_is_not_as_told_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from extproc.facts import RequestFacts
 from extproc.plan.attributes import Attributes, host_of
 from extproc.plan.bodies import BodyValues
 from extproc.plan.hosts import HostTable, normalise_host
-from extproc.plan.memo import MAX_ENTRIES, QueryMemo
-from extproc.plan.plan import Scope
+from extproc.plan.memo import MAX_ENTRIES, Memo
+from extproc.plan.sight import Scope
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ async def test_queries_are_remembered_by_what_they_depend_on() -> None:
     first, second, third = (call.query for call in gateway.limiter.calls)
     assert (first.descriptors, third.descriptors[0][1]) == (third.descriptors, ("tenant", "a"))
     assert second.descriptors[0][1] == ("tenant", "b")
-    assert first.descriptors is third.descriptors
+    assert first.descriptors == third.descriptors
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -298,11 +298,11 @@ def test_what_is_remembered_is_bounded() -> None:
         computed.append(facts.headers[":path"].decode())
         return (None,)
 
-    memo = QueryMemo(lambda facts: (facts.header(":path"),), compute)
+    memo = Memo(lambda facts: (facts.header(":path"),), compute)
     for number in range(3 * MAX_ENTRIES):
-        memo.outcomes(RequestFacts(request_headers(path=f"/{number}")))
+        memo.of(RequestFacts(request_headers(path=f"/{number}")))
     assert len(memo) <= MAX_ENTRIES
     long = RequestFacts(request_headers(path="/" + "x" * 10_000))
     before = len(memo)
-    memo.outcomes(long)
+    memo.of(long)
     assert len(memo) == before

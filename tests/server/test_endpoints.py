@@ -11,7 +11,8 @@ import pytest
 from extproc.config.errors import ConfigError
 from extproc.config.load import parse_config
 from extproc.config.model import Config
-from extproc.limiter import endpoints as module
+from extproc.limiter import channel as module
+from extproc.limiter.channel import Channels
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.endpoints import Endpoints
 from extproc.limiter.limits import LimitSet
@@ -50,7 +51,7 @@ def limiters(endpoints: Endpoints, chosen: Config) -> list[Limiter]:
 
 async def test_services_and_reloads_share_a_channel(opened: list[str]) -> None:
     """A reload that changes nothing here does not connect anew."""
-    endpoints = Endpoints(EmbeddedLimiter(LimitSet()), Metrics())
+    endpoints = Endpoints(lambda service: EmbeddedLimiter(LimitSet()), Channels(), Metrics())
     before = limiters(endpoints, config())
     after = limiters(endpoints, config())
     assert (len(before), len(after), opened) == (2, 2, ["127.0.0.1:1"])
@@ -58,7 +59,7 @@ async def test_services_and_reloads_share_a_channel(opened: list[str]) -> None:
 
 async def test_a_channel_goes_with_the_last_who_used_it(opened: list[str]) -> None:
     """Reloads must not pile up connections."""
-    endpoints = Endpoints(EmbeddedLimiter(LimitSet()), Metrics())
+    endpoints = Endpoints(lambda service: EmbeddedLimiter(LimitSet()), Channels(), Metrics())
     held = limiters(endpoints, config())
     del held[0]
     limiters(endpoints, config())
@@ -69,7 +70,7 @@ async def test_a_channel_goes_with_the_last_who_used_it(opened: list[str]) -> No
 
 
 async def test_the_embedded_limiter_needs_no_channel(opened: list[str]) -> None:
-    endpoints = Endpoints(EmbeddedLimiter(LimitSet()), Metrics())
+    endpoints = Endpoints(lambda service: EmbeddedLimiter(LimitSet()), Channels(), Metrics())
     for limiter in limiters(endpoints, config("embedded")):
         assert limiter.check(Query("d", ())) == Decision(Code.OK)
     assert opened == []
@@ -79,7 +80,7 @@ async def test_tls_files_that_cannot_be_used(tmp_path: Path) -> None:
     """S0.D19: a configuration error with the field, so that a reload keeps what works."""
     (authority := tmp_path / "ca.pem").write_text("nonsense")
     chosen = config(f'{{address: "127.0.0.1:1", tls: {{ca: {authority}}}}}')
-    endpoints = Endpoints(EmbeddedLimiter(LimitSet()), Metrics())
+    endpoints = Endpoints(lambda service: EmbeddedLimiter(LimitSet()), Channels(), Metrics())
     with pytest.raises(ConfigError) as caught:
         limiters(endpoints, chosen)
     [problem] = caught.value.problems

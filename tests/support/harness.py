@@ -12,11 +12,15 @@ import orjson
 
 from extproc.active import Active, activate
 from extproc.config.load import parse_config
+from extproc.config.model import Config, Service
 from extproc.exchange import Exchange, Surroundings
+from extproc.facts import RequestFacts
+from extproc.identity.seam import AuthAnswer, Authenticator, Verdict
 from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Answer, Code, Decision, Metadata, Query
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Metrics
+from extproc.telemetry.spending import Spending
 from extproc.usage.estimate import Estimator
 from extproc.usage.held import PromptBudget
 from extproc.wire.external_processor_pb2 import ProcessingRequest, ProcessingResponse
@@ -133,27 +137,47 @@ class RecordingLimiter:
         return [call for call in self.calls if call.method == method]
 
 
-def compiled(config: Mapping[str, Any], limiter: Any) -> Active:
+@dataclass
+class RecordingAuthenticator:
+    """Answers what it is told to, and remembers for whom it was asked."""
+
+    answer: Callable[[], Verdict | Exception | Awaitable[Verdict]] = Verdict
+    calls: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
+
+    def authenticate(self, facts: RequestFacts, scope: str, metadata: Metadata = ()) -> AuthAnswer:
+        self.calls.append((scope, dict(facts.headers)))
+        answer = self.answer()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def authenticator_for(self, config: Config, service: Service) -> Authenticator:
+        """It stands for every ext_authz server."""
+        return self
+
+
+def compiled(config: Mapping[str, Any], limiter: Any, authenticator: Any = None) -> Active:
     """A configuration as a server would use it."""
     loaded = parse_config(orjson.dumps(config).decode(), name="test.json", base=Path.cwd())
-    return activate(loaded, lambda _, service: limiter)
+    return activate(loaded, lambda _, service: limiter, authenticator)
 
 
 class Gateway:
     """Stands where Envoy stands: sends messages of one exchange after another."""
 
-    def __init__(self, config: Mapping[str, Any] | None = None, limiter: Any = None) -> None:
+    def __init__(self, config: Mapping[str, Any] | None = None, limiter: Any = None, authenticator: Any = None) -> None:
         self.limiter = RecordingLimiter() if limiter is None else limiter
-        self.active = compiled(configured() if config is None else config, self.limiter)
+        self.active = compiled(configured() if config is None else config, self.limiter, authenticator)
         self.metrics = Metrics()
         self.decisions = DecisionLog()
+        self.spending = Spending(self.active.plan.labels.names, self.active.config.metrics.series)
         report = self.active.config.report
         self.reports = ReportQueue(self.metrics, capacity=report.queue, retry_for=report.retry_for)
         self.estimator = Estimator()
         self.prompts = PromptBudget(self.active.config.estimates.held)
 
     def open(self) -> Exchange:
-        shared = Surroundings(self.metrics, self.reports, self.decisions, self.estimator, self.prompts)
+        shared = Surroundings(self.metrics, self.reports, self.spending, self.decisions, self.estimator, self.prompts)
         return Exchange(self.active.plan, shared)
 
     async def send(self, exchange: Exchange, *messages: ProcessingRequest) -> list[ProcessingResponse]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from extproc.demo.stack import LOCAL
 from extproc.gateway.bootstrap import bootstrap
@@ -25,18 +25,20 @@ PATIENCE = 20.0
 class Command:
     """`async with Command("serve", path) as server:` runs `python -m extproc serve path`.
 
-    `lines` are its log lines so far; what is no JSON (gRPC's own words) stands under `text`.
+    `lines` are its log lines so far; what is no JSON (gRPC's own words) stands under `text`. What it prints goes to
+    the file `stdout`, if there is one.
     """
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, stdout: IO[str] | int = DEVNULL) -> None:
         self._arguments = [str(argument) for argument in arguments]
+        self._stdout = stdout
         self.lines: list[Line] = []
         self._more = asyncio.Condition()
         self._over = False
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "extproc", *self._arguments, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE
+            sys.executable, "-m", "extproc", *self._arguments, stdin=DEVNULL, stdout=self._stdout, stderr=PIPE
         )
         self._reading = asyncio.create_task(self._read())
         return self
@@ -58,12 +60,13 @@ class Command:
             await self._reading
             return await self._process.wait()
 
-    async def until(self, event: str, *, times: int = 1) -> Line:
-        """The `times`th line of `event`, waiting for it."""
-        return (await self._until(lambda: self.of(event), times))[times - 1]
+    async def until(self, event: str, *, times: int = 1, **fields: Any) -> Line:
+        """The `times`th line of `event` with `fields`, waiting for it."""
+        return (await self._until(lambda: self.of(event, **fields), times))[times - 1]
 
-    def of(self, event: str) -> list[Line]:
-        return [line for line in self.lines if line.get("event") == event]
+    def of(self, event: str, **fields: Any) -> list[Line]:
+        wanted = {"event": event, **fields}.items()
+        return [line for line in self.lines if wanted <= line.items()]
 
     async def _until(self, found: Callable[[], list[Line]], times: int) -> list[Line]:
         async with asyncio.timeout(PATIENCE), self._more:

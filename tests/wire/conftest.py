@@ -11,6 +11,7 @@ with warnings.catch_warnings():
         "config.core",
         "extensions.common.ratelimit",
         "extensions.filters.http.ext_proc",
+        "service.auth",
         "service.ext_proc",
         "service.ratelimit",
         "type",

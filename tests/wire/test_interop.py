@@ -15,7 +15,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extproc.wire import descriptor_pb2, external_processor_pb2, kuadrant_pb2, rls_pb2
+from extproc.wire import descriptor_pb2, external_auth_pb2, external_processor_pb2, kuadrant_pb2, rls_pb2
 
 # Setting some of their fields warns that Envoy has deprecated them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -44,6 +44,13 @@ DURATIONS = st.builds(
     st.integers(0, 2**31),
     st.integers(0, 999_999),
 )
+# It holds points in time in datetime, which begins in the year 1.
+TIMESTAMPS = st.builds(
+    lambda seconds, micros: {k: v for k, v in {"seconds": seconds, "nanos": micros * 1000}.items() if v},
+    st.integers(0, 2**37),
+    st.integers(0, 999_999),
+)
+SPECIAL = {"google.protobuf.Duration": DURATIONS, "google.protobuf.Timestamp": TIMESTAMPS}
 
 
 def map_value(field: FieldDescriptor) -> FieldDescriptor | None:
@@ -75,8 +82,8 @@ def several(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
 @cache
 def trees(message: Descriptor, depth: int = DEPTH, arm: str | None = None) -> st.SearchStrategy[Tree]:
     """Any tree of `message`, `depth` messages deep; with `arm`, that arm of its oneof is set."""
-    if message.full_name == "google.protobuf.Duration":
-        return DURATIONS
+    if message.full_name in SPECIAL:
+        return SPECIAL[message.full_name]
     fields = [field for field in message.fields if depth or not field.message_type]
     free = {field.name: several(field, depth) for field in fields if not field.containing_oneof}
     arms = [field for field in fields if field.containing_oneof and arm in (None, field.name)]
@@ -101,6 +108,8 @@ def build_ours(message: Descriptor, tree: Tree) -> Message:
         if (of := map_value(field)) and of.message_type:
             for key, item in value.items():
                 target[key].CopyFrom(build_ours(of.message_type, item))
+        elif of:
+            target.update(value)
         elif field.is_repeated:
             target.extend(build_ours(inner, item) if inner else item for item in value)
         elif inner:
@@ -141,7 +150,8 @@ def build_theirs(message: Descriptor, tree: Tree) -> Any:
 
     def built(field: FieldDescriptor, value: Any) -> Any:
         if not field.message_type:
-            return classes[field.name](value) if metas[field.name].proto_type == "enum" else value
+            of_a_map = field.name not in metas
+            return value if of_a_map or metas[field.name].proto_type != "enum" else classes[field.name](value)
         inner = build_theirs(field.message_type, value)
         return inner.to_wrapped() if hasattr(inner, "to_wrapped") else inner
 
@@ -181,6 +191,7 @@ def plain_theirs(message: Descriptor, theirs: Any) -> Tree:
 # What is compared
 
 ROOTS = [
+    *external_auth_pb2.DESCRIPTOR.message_types_by_name.values(),
     *external_processor_pb2.DESCRIPTOR.message_types_by_name.values(),
     *rls_pb2.DESCRIPTOR.message_types_by_name.values(),
 ]
@@ -230,7 +241,7 @@ def test_what_envoy_data_plane_encodes_is_read_by_us_and_comes_back(
 
 
 def test_roots_cover_the_messages_of_every_rpc() -> None:
-    for file in (external_processor_pb2, kuadrant_pb2, rls_pb2):
+    for file in (external_auth_pb2, external_processor_pb2, kuadrant_pb2, rls_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 assert {method.input_type, method.output_type} <= set(ROOTS)
@@ -251,6 +262,7 @@ def test_fields_we_leave_out_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("file", "paths"),
     [
+        (external_auth_pb2, {"/envoy.service.auth.v3.Authorization/Check": (False, False)}),
         (external_processor_pb2, {"/envoy.service.ext_proc.v3.ExternalProcessor/Process": (True, True)}),
         (
             kuadrant_pb2,
@@ -261,7 +273,7 @@ def test_fields_we_leave_out_are_passed_over() -> None:
         ),
         (rls_pb2, {"/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit": (False, False)}),
     ],
-    ids=["ext_proc", "kuadrant", "rls"],
+    ids=["ext_authz", "ext_proc", "kuadrant", "rls"],
 )
 def test_rpc_paths_and_streaming(file: Any, paths: dict[str, tuple[bool, bool]]) -> None:
     assert {

@@ -1,0 +1,1 @@
+"""`extproc top`: who spends what, in a terminal."""
