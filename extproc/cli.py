@@ -124,7 +124,8 @@ def _add_limiter(commands: Any) -> None:
         "limiter",
         help="serve the embedded limiter over gRPC",
         description="Serve a limits file (Limitador's format) over gRPC: CheckRateLimit and Report "
-        "(kuadrant.service.ratelimit.v1) and ShouldRateLimit (envoy.service.ratelimit.v3). Counters are in memory.",
+        "(kuadrant.service.ratelimit.v1) and ShouldRateLimit (envoy.service.ratelimit.v3). Counters are in "
+        "memory, or in Redis.",
     )
     parser.add_argument("limits", type=Path, metavar="LIMITS", help="limits file; changes are noticed")
     parser.add_argument("--listen", default="127.0.0.1:8081", metavar="ADDRESS", help="default: %(default)s")
@@ -134,6 +135,9 @@ def _add_limiter(commands: Any) -> None:
         default="NONE",
         choices=["NONE", "DRAFT_VERSION_03"],
         help="x-ratelimit headers for clients, with answers to ShouldRateLimit; default: %(default)s",
+    )
+    parser.add_argument(
+        "--storage", default="memory", metavar="URL", help="memory, or redis://... as in a configuration's `storage`"
     )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-format", default="auto", choices=["auto", "json", "console"])
@@ -235,6 +239,7 @@ def _schema(options: argparse.Namespace) -> int:
 def _limiter(options: argparse.Namespace) -> int:
     from extproc.admin.server import AdminError
     from extproc.config.errors import ConfigError
+    from extproc.config.model import Storage
     from extproc.limiter_server import LimiterServer
     from extproc.telemetry.logs import configure
     from extproc.transport.listener import ListenError
@@ -242,7 +247,13 @@ def _limiter(options: argparse.Namespace) -> int:
     async def serve() -> None:
         configure(options.log_level, options.log_format)
         headers = options.rate_limit_headers == "DRAFT_VERSION_03"
-        server = LimiterServer(options.limits, options.listen, options.admin, ratelimit_headers=headers)
+        server = LimiterServer(
+            options.limits,
+            options.listen,
+            options.admin,
+            ratelimit_headers=headers,
+            storage=Storage(url=options.storage),
+        )
         server.load()
         await server.run()
 

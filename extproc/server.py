@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from extproc.active import Active, activate
 from extproc.admin.server import AdminServer
 from extproc.admin.usage import UsagePage, nearest
-from extproc.config.errors import ConfigError, Problem, Snapshot
+from extproc.config.errors import ConfigError, Snapshot
 from extproc.config.load import Loaded, load_config
 from extproc.config.masking import masked
 from extproc.config.model import Admin, Config, Listener, Service, Storage
@@ -25,7 +25,7 @@ from extproc.exchange import Exchange, Surroundings
 from extproc.identity.services import Authenticators
 from extproc.lifecycle import Signals
 from extproc.limiter.channel import Channels
-from extproc.limiter.counters import Counters
+from extproc.limiter.counters import Counters, open_counters
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.endpoints import Embedded, Endpoints
 from extproc.limiter.reports import ReportQueue
@@ -130,10 +130,7 @@ class Server:
             raise
 
     def _open_storage(self, storage: Storage) -> None:
-        try:
-            self.counters = Counters(storage, self._clock)
-        except ValueError as error:
-            raise ConfigError([Problem("storage", str(error))]) from None
+        self.counters = open_counters(storage, self._clock)
         self.metrics.tally = self.counters.tally
         self.metrics.limits = LimitWatch(partial(nearest, self.counters))
 

@@ -153,13 +153,14 @@ def _allowed(readings: tuple[Reading, ...]) -> Stage[bool]:
 
 
 def _auth(filters: Mapping[str, Mapping[str, Reading]], user: str) -> Stage[Auth]:
-    """What later expressions see. A property without a value is left out; the user is a text, or not there (S4.D2)."""
+    """What later expressions see. A property without a value is null, as Authorino's; the user is a text, or not there
+    (S4.D2)."""
 
     def find(sight: Sight) -> Auth:
         found: dict[str, Any] = dict(sight.auth)
         for name, properties in filters.items():
-            values = {key: _value(reading, sight) for key, reading in properties.items()}
-            found[name] = {key: value for key, value in values.items() if value is not _NONE}
+            values = ((key, _value(reading, sight)) for key, reading in properties.items())
+            found[name] = {key: None if value is _NONE else value for key, value in values}
         if user in found["identity"]:
             found["identity"] = _with_text(found["identity"], user)
         return found

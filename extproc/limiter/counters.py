@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from extproc.config.errors import ConfigError, Problem
 from extproc.config.model import Storage
 from extproc.limiter.embedded import Counter, EmbeddedLimiter
 from extproc.limiter.limits import LimitSet
@@ -12,6 +13,18 @@ from extproc.limiter.redis_limiter import RedisLimiter
 from extproc.limiter.redis_store import RedisStore
 from extproc.limiter.seam import Limiter
 from extproc.limiter.tally import Tally
+
+SWEPT = 1000
+"""Rows that are looked at between two calls: about two milliseconds."""
+
+
+def open_counters(storage: Storage, clock: Callable[[], float] = time.monotonic) -> Counters:
+    """Counters in `storage`; nothing is connected yet. Raises ConfigError with the field that is wrong."""
+    try:
+        return Counters(storage, clock)
+    except ValueError as error:
+        # Of TLS files; the text begins with the field.
+        raise ConfigError([Problem("", f"storage.{error}")]) from None
 
 
 class Counters:
@@ -60,5 +73,5 @@ class Counters:
             await self._store.close()
 
     def sweep(self) -> None:
-        """Free what is over."""
-        self.memory.sweep()
+        """Free some of what is over."""
+        self.memory.sweep(SWEPT)

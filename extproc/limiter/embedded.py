@@ -164,12 +164,13 @@ class EmbeddedLimiter:
         """Rows in memory, live or expired and not yet freed."""
         return self._size
 
-    def sweep(self) -> None:
-        """Free every expired row now; calls do it bit by bit anyway."""
+    def sweep(self, at_most: int | None = None) -> None:
+        """Free expired rows now, of `at_most` that are looked at or of all; calls do it bit by bit anyway."""
         now = self._clock()
         for table in self._tables:
-            table.hand = 0
-            self._size -= table.visit(len(table.keys), now)
+            if at_most is None or table.hand >= len(table.keys):
+                table.hand = 0
+            self._size -= table.visit(len(table.keys) if at_most is None else at_most, now)
 
     def _refuses(self, touched: _Touched, hits: int, now: float) -> bool:
         for group, values in touched:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
 from math import inf, isfinite
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from extproc.limiter.seam import Code, Decision, Descriptor, Query, Quota
+from extproc.wire.base_pb2 import HeaderValue
 from extproc.wire.descriptor_pb2 import RateLimitDescriptor
 from extproc.wire.rls_pb2 import RateLimitRequest, RateLimitResponse
 
@@ -32,6 +36,14 @@ _UNITS: Final = {
 _UNIT_OF = {seconds: unit for unit, seconds in _UNITS.items()}
 _LONGEST = 315_576_000_000
 """Seconds that a google.protobuf.Duration may have."""
+MAX_HEADERS: Final = 32
+"""Headers of one answer, and bytes of all of them; those beyond are left out."""
+MAX_HEADER_BYTES: Final = 4096
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_FRAMING = frozenset(
+    {"connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+)
 _PLAIN = {code: Decision(code) for code in Code}
 _PLAIN_BYTES = {
     code: RateLimitResponse(overall_code=RateLimitResponse.Code.Name(code)).SerializeToString() for code in Code
@@ -47,8 +59,11 @@ def encode_query(query: Query) -> bytes:
 
     An exchange asks and reports with the same descriptors, so their part is remembered; serialised
     messages may be concatenated, which merges them (protobuf encoding guide).
+    An addend of 0 is that of every descriptor as well: it is what makes Envoy's reference service only ask, while it
+    takes a 0 of the whole request for a 1, as Limitador does.
     """
-    return _encode_target(query.domain, query.descriptors) + _encode_hits(query.hits_addend)
+    hits = query.hits_addend
+    return _encode_target(query.domain, query.descriptors, asks=hits == 0) + _encode_hits(hits)
 
 
 def decode_query(message: bytes) -> Query:
@@ -84,6 +99,7 @@ def encode_decision(decision: Decision) -> bytes:
 def decode_decision(message: bytes) -> Decision:
     """The decision in a serialised RateLimitResponse; raises Unreadable, also for a code that does not exist.
 
+    Of its headers those that an answer can carry: with any other Envoy would refuse the answer as a whole.
     Its quotas are those of statuses that tell their limit; of a refusal those that refuse, and so its `limit`.
     """
     try:
@@ -95,16 +111,24 @@ def decode_decision(message: bytes) -> Decision:
         raise Unreadable(f"overall_code is {response.overall_code}")
     if not response.response_headers_to_add and not response.statuses:
         return _PLAIN[code]
-    headers = tuple(
-        (header.key, header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value)
-        for header in response.response_headers_to_add
-    )
+    headers = tuple(_presentable(response.response_headers_to_add))
     telling = [status for status in response.statuses if status.HasField("current_limit")]
     if code is not Code.OVER_LIMIT:
         return Decision(code, headers, quotas=tuple(sorted(map(_read, telling), key=lambda quota: quota.remaining)))
     refusing = map(_read, (status for status in telling if status.code == RateLimitResponse.OVER_LIMIT))
     quotas = tuple(sorted(refusing, key=lambda quota: quota.resets_in, reverse=True))
     return Decision(code, headers, quotas[0].limit if quotas else "", quotas)
+
+
+def _presentable(headers: Iterable[HeaderValue]) -> Iterator[tuple[str, str]]:
+    """The first headers that do not break an answer: not those of its framing, and nothing that HTTP cannot carry."""
+    left = MAX_HEADER_BYTES
+    for header in islice(headers, MAX_HEADERS):
+        value = header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
+        left -= len(header.key) + len(value)
+        carried = _TOKEN.fullmatch(header.key) and not _CONTROL.search(value)
+        if carried and header.key.lower() not in _FRAMING and left >= 0:
+            yield header.key, value
 
 
 def _write(quota: Quota, status: RateLimitResponse.DescriptorStatus) -> None:
@@ -137,12 +161,14 @@ def encodable(text: str) -> str:
 
 
 @lru_cache(maxsize=2048)
-def _encode_target(domain: str, descriptors: tuple[Descriptor, ...]) -> bytes:
+def _encode_target(domain: str, descriptors: tuple[Descriptor, ...], *, asks: bool) -> bytes:
     request = RateLimitRequest(domain=encodable(domain))
     for descriptor in descriptors:
-        entries = request.descriptors.add().entries
+        written = request.descriptors.add()
         for key, value in descriptor:
-            entries.append(RateLimitDescriptor.Entry(key=encodable(key), value=encodable(value)))
+            written.entries.append(RateLimitDescriptor.Entry(key=encodable(key), value=encodable(value)))
+        if asks:
+            written.hits_addend.value = 0
     return request.SerializeToString()
 
 

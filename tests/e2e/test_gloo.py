@@ -137,18 +137,24 @@ async def test_claims_decide_before_we_are_asked(issuer: Issuer) -> None:
 
 
 async def test_models_are_allowed_by_a_claim(issuer: Issuer) -> None:
-    """S4.5: also for who has no such claim; the model is in the body, which arrives untouched."""
+    """S4.5: also for who has no such claim; the model is in the body, which arrives untouched.
+
+    A model that is not allowed is refused as such to users who have no tokens left, too.
+    """
     async with gateway(issuer, gloo(models=True)) as running:
         for claims, model, status in (
             (ALICE, "gpt-4", 403),
             (BOB, "gpt-3.5-turbo", 403),
             (ALICE, "gpt-3.5-turbo", 200),
+            (ALICE, "gpt-3.5-turbo", 200),
+            (ALICE, "gpt-4", 403),
         ):
             answer = await running.send(issuer.token(**claims), json={**QUESTION, "model": model})
             assert answer.status == status
             assert (answer.body == b"RBAC: access denied") is (status == 403)
-        (seen,) = running.stack.model.requests
-        assert json.loads(seen.body) == {**QUESTION, "model": "gpt-3.5-turbo"}
+        assert len(running.stack.model.requests) == 2
+        for seen in running.stack.model.requests:
+            assert json.loads(seen.body) == {**QUESTION, "model": "gpt-3.5-turbo"}
         assert {user for _, user in running.used()} == {"alice"}
         # A request that names no model asks for one that nobody allowed.
         nameless = {key: value for key, value in QUESTION.items() if key != "model"}

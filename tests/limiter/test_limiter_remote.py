@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from extproc.limiter.remote import MAX_METADATA_VALUE, RemoteLimiter, reason_of
+from extproc.limiter.calls import MAX_METADATA_VALUE, reason_of
+from extproc.limiter.messages import decode_decision, encode_query
+from extproc.limiter.remote import RemoteLimiter
 from extproc.limiter.seam import MAX_HITS, Code, Decision, LimiterError, Query
 from extproc.wire.base_pb2 import HeaderValue
 from extproc.wire.rls_pb2 import RateLimitRequest, RateLimitResponse
@@ -415,3 +417,36 @@ def test_a_text_of_no_connection_is_believed_when_there_was_none(
     empty = grpc.aio.Metadata()
     error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty, details=text)
     assert reason_of(error, before, after) == expected
+
+
+BROKEN = [
+    ("x-ok", "1"),
+    ("x-bad", "a\r\nset-cookie: b"),
+    ("", "empty"),
+    ("a b", "space"),
+    (":status", "599"),
+    ("Content-Length", "1"),
+    ("x-nul", "\x00"),
+    ("x-long", "x" * 5000),
+    *((f"x-{number}", "1") for number in range(100)),
+]
+
+
+def test_a_limiter_s_headers_never_break_an_answer() -> None:
+    """Envoy refuses an answer as a whole for one header that HTTP cannot carry: the client would get a 500, unpaid."""
+    answer = RateLimitResponse(overall_code=RateLimitResponse.OK)
+    for key, value in BROKEN:
+        answer.response_headers_to_add.add(key=key, value=value)
+    headers = dict(decode_decision(answer.SerializeToString()).headers)
+    assert headers.pop("x-ok") == "1"
+    assert all(key.startswith("x-") and key[2:].isdigit() for key in headers)
+    assert len(headers) < 32
+
+
+def test_a_query_of_no_hits_only_asks() -> None:
+    """Envoy's reference service takes a 0 of the request for a 1, but not that of a descriptor."""
+    request = RateLimitRequest.FromString(encode_query(Query("d", ((("a", "1"),), (("b", "2"),)), 0)))
+    assert [each.HasField("hits_addend") for each in request.descriptors] == [True, True]
+    assert not any(each.hits_addend.value for each in request.descriptors)
+    request = RateLimitRequest.FromString(encode_query(Query("d", ((("a", "1"),),), 1)))
+    assert not request.descriptors[0].HasField("hits_addend")

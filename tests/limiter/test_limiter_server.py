@@ -253,9 +253,9 @@ def test_the_command_takes_limitadors_option(monkeypatch, tmp_path, words: list[
     asked: list[bool] = []
 
     class Server(LimiterServer):
-        def __init__(self, *arguments, ratelimit_headers: bool) -> None:
+        def __init__(self, *arguments, ratelimit_headers: bool, **options) -> None:
             asked.append(ratelimit_headers)
-            super().__init__(*arguments, ratelimit_headers=ratelimit_headers)
+            super().__init__(*arguments, ratelimit_headers=ratelimit_headers, **options)
 
     monkeypatch.setattr("extproc.limiter_server.LimiterServer", Server)
     monkeypatch.setattr("extproc.telemetry.logs.configure", lambda *_: None)
