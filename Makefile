@@ -6,7 +6,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench accounting fuzz proto docs clean
+.PHONY: help demo test lint format bench accounting fuzz ratelimit proto docs clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -35,6 +35,9 @@ accounting: $(VENV)/.dev ## Play transcripts and compare what was counted with t
 
 fuzz: $(VENV)/.dev ## Fuzz the body readers (FUZZ_SECONDS=60)
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
+
+ratelimit: $(VENV)/.dev ## Build Envoy's rate limit service (needs Go, once) and test against it
+	EXTPROC_BUILD_RATELIMIT=1 $(BIN)/python -m pytest tests/e2e/test_envoy_ratelimit.py -o timeout=900
 
 proto: $(VENV)/.dev ## Generate extproc/wire from proto/
 	$(BIN)/python tools/generate_wire.py

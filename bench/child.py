@@ -25,15 +25,15 @@ Cores = frozenset[int] | None
 
 
 class Child:
-    """`async with Child("floor", "-m", "bench.floor") as floor:` runs Python with these arguments.
+    """`async with Child("floor", "-m", "bench.floor") as floor:` runs Python, or `program`, with these arguments.
 
-    `cores` are those it may run on, all of ours when None. Entering raises BenchError with the end of its log when it
-    ends; leaving ends it.
+    `cores` are those it may run on, all of ours when None. Waiting for it raises BenchError with the end of its log
+    when it ends; leaving ends it.
     """
 
-    def __init__(self, name: str, *arguments: str, cores: Cores = None) -> None:
+    def __init__(self, name: str, *arguments: str, cores: Cores = None, program: str = sys.executable) -> None:
         self._name = name
-        self._arguments = arguments
+        self._arguments = (program, *arguments)
         self._cores = cores
 
     @property
@@ -85,7 +85,6 @@ class Child:
     async def __aenter__(self) -> Self:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
             *self._arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log,

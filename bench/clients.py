@@ -1,25 +1,29 @@
-"""Clients for what a load generator does not show: frames one by one, and connections that wait."""
+"""Clients for what a load generator does not show: frames one by one, connections that wait, callers by the thousand."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from bench.errors import BenchError
 from bench.load import HOST
 
 _STAMP = re.compile(rb'"content":"(\d{6,})"')
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 _LONGEST_FRAME = 4096
 
 
-def request(path: str, body: bytes) -> bytes:
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: application/json\r\n"
-        f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+def request(path: str, body: bytes, *headers: str) -> bytes:
+    lines = (
+        f"POST {path} HTTP/1.1",
+        f"host: {HOST}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        *headers,
     )
-    return head.encode() + body
+    return "\r\n".join((*lines, "", "")).encode() + body
 
 
 class Reader(asyncio.Protocol):
@@ -63,7 +67,7 @@ class Reader(asyncio.Protocol):
 
 async def connect(address: str, path: str, body: bytes) -> Reader:
     host, _, port = address.rpartition(":")
-    sent = request(path, body)
+    sent = request(path, body, "connection: close")
     _, reader = await asyncio.get_running_loop().create_connection(lambda: Reader(sent), host, int(port))
     return reader
 
@@ -100,3 +104,46 @@ async def while_waiting(
         for reader in readers:
             reader.done.cancel()
             reader.transport.abort()
+
+
+async def in_turn(
+    address: str, path: str, body: bytes, headers: Sequence[str], rate: float, connections: int
+) -> list[float]:
+    """How long, in ms, each of `len(headers)` requests took, each with a header of its own.
+
+    They are sent at `rate` a second altogether, or as soon as a connection is free. Raises BenchError unless every
+    answer is a 200.
+    """
+    begun = time.monotonic()
+    due = [(begun + number / rate, request(path, body, header)) for number, header in enumerate(headers)]
+    callers = [_calls(address, due[number::connections]) for number in range(connections)]
+    return [took for each in await asyncio.gather(*callers) for took in each]
+
+
+async def _calls(address: str, due: Iterable[tuple[float, bytes]]) -> list[float]:
+    """Sends each request when it is due, one after the other over one connection."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    took = []
+    try:
+        for moment, sent in due:
+            if (wait := moment - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            begun = time.monotonic()
+            writer.write(sent)
+            await _answer(reader)
+            took.append((time.monotonic() - begun) * 1000)
+    finally:
+        writer.close()
+    return took
+
+
+async def _answer(reader: asyncio.StreamReader) -> None:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if not head.startswith(b"HTTP/1.1 200") or length is None:
+            raise BenchError(f"an answer failed: {head[:12]!r}")
+        await reader.readexactly(int(length[1]))
+    except (OSError, asyncio.IncompleteReadError) as error:
+        raise BenchError(f"an answer failed: {error}") from None

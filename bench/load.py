@@ -38,10 +38,13 @@ def find_h2load() -> str:
     return found
 
 
-async def run(url: str, body: bytes, *, requests: int, connections: int, rate: int | None = None) -> Load:
+async def run(
+    url: str, body: bytes, *, requests: int, connections: int, rate: int | None = None, headers: Sequence[str] = ()
+) -> Load:
     """POST `body` to `url` over HTTP/1.1 so often. Raises BenchError unless every answer was a 2xx.
 
-    `rate` is in requests a second and connection; as fast as answers come where it is None.
+    `rate` is in requests a second and connection; as fast as answers come where it is None. `headers` are sent with
+    each request, as `name: value`.
     """
     pace = () if rate is None else (f"--rps={rate}",)
     with tempfile.TemporaryDirectory(prefix="extproc-bench-") as directory:
@@ -50,7 +53,7 @@ async def run(url: str, body: bytes, *, requests: int, connections: int, rate: i
             find_h2load(),
             *("--h1", "--threads=1", f"--requests={requests}", f"--clients={connections}"),
             *(f"--data={data}", f"--log-file={log}", f"--header=:authority: {HOST}"),
-            *("--header=content-type: application/json", *pace, url),
+            *("--header=content-type: application/json", *(f"--header={header}" for header in headers), *pace, url),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

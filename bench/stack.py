@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from typing import Any
 
 import aiohttp
 
-from bench import proc
+from bench import proc, tiers
 from bench.child import Child, Cores
 from bench.errors import BenchError
 from bench.load import HOST
 from extproc.gateway import EnvoyProcess, bootstrap, free_port
 
-SERVERS = ("direct", "floor", "blind", "embedded", "remote")
+SERVERS = ("direct", "floor", "blind", "embedded", "remote", "redis")
 CHAT = "/v1/chat/completions"
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORES: Cores = frozenset(_CORES[-1:]) if len(_CORES) > 1 else None
@@ -38,6 +39,7 @@ _FAULTS = (
     "immediate_responses_sent",
 )
 _METERED = re.compile(r'^extproc_usage_total\{source="reported"\} (\S+)$', re.MULTILINE)
+_LOST = re.compile(r'^extproc_reports_total\{result="(dropped|failed)"\} (\S+)$', re.MULTILINE)
 _SETTLE = 10.0
 _POLL = 0.02
 LIMITS: Sequence[Mapping[str, Any]] = [
@@ -55,7 +57,7 @@ LIMITS: Sequence[Mapping[str, Any]] = [
 class Counts:
     """Envoy's counters of its side of ext_proc, and how often the server read usage in an answer.
 
-    `metered` is None for servers that do not meter.
+    `metered` is None for servers that do not meter. `faults` are Envoy's, and reports that the server lost.
     """
 
     started: int = 0
@@ -79,7 +81,7 @@ class Counts:
         closed = requests if closed is None else closed
         faults = {name: count for name, count in self.faults.items() if count}
         if faults:
-            raise BenchError("Envoy counted " + ", ".join(f"{name} {count}" for name, count in faults.items()))
+            raise BenchError("counted " + ", ".join(f"{name} {count}" for name, count in faults.items()))
         if (self.started, self.closed) != (requests, closed):
             raise BenchError(f"{requests} requests, but {self.started} streams started and {self.closed} closed")
         if self.metered not in (None, closed):
@@ -88,26 +90,37 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One Envoy and its server; `pids` are the server's, the limiter's and Envoy's, `admin` the server's address."""
+    """One Envoy and its server.
+
+    `pids` are those of `server`, `limiter`, `redis` and `envoy`, as far as there are any; `admin` is the server's
+    address, `users` how many callers it knows.
+    """
 
     server: str
     envoy: EnvoyProcess
     pids: Mapping[str, int]
     path: str
+    users: int = 0
     admin: str | None = None
 
     @property
     def url(self) -> str:
         return f"http://{self.envoy.address}{self.path}"
 
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """What each request carries where all are of one caller."""
+        return (tiers.credential(0),) if self.users else ()
+
     async def counts(self) -> Counts:
         stats = {name.removeprefix(_STATS): value for name, value in (await self.envoy.stats(_STATS)).items()}
+        metrics = await _metrics(self.admin) if self.admin else None
         return Counts(
             stats.get("streams_started", 0),
             stats.get("streams_closed", 0),
             stats.get("stream_msgs_sent", 0),
-            await _metered(self.admin) if self.admin else None,
-            {name: stats.get(name, 0) for name in _FAULTS},
+            None if metrics is None else parse_metered(metrics),
+            {name: stats.get(name, 0) for name in _FAULTS} | parse_lost(metrics or ""),
         )
 
     async def counted(self, before: Counts, enough: Callable[[Counts], bool]) -> Counts:
@@ -131,6 +144,10 @@ class Stack:
         """CPU seconds so far, process by process."""
         return {name: proc.cpu_seconds(pid) for name, pid in self.pids.items()}
 
+    def resident(self, name: str) -> int | None:
+        """Resident memory of a process in KiB, None when there is no such process."""
+        return proc.memory(self.pids[name]).rss if name in self.pids else None
+
 
 @asynccontextmanager
 async def model(*options: str) -> AsyncIterator[str]:
@@ -139,9 +156,21 @@ async def model(*options: str) -> AsyncIterator[str]:
         yield await child.listening()
 
 
+def missing(server: str) -> str:
+    """Why `server` cannot run on this machine, "" when it can."""
+    if server == "redis" and shutil.which("redis-server") is None:
+        return "redis-server is not installed: apt-get install redis-server"
+    return ""
+
+
 @asynccontextmanager
-async def stack(server: str, upstream: str, directory: Path, path: str = CHAT) -> AsyncIterator[Stack]:
-    """A running stack; raises BenchError for a server that does not start. `directory` takes its configuration."""
+async def stack(
+    server: str, upstream: str, directory: Path, path: str = CHAT, users: int = 0
+) -> AsyncIterator[Stack]:
+    """A running stack; raises BenchError for a server that does not start. `directory` takes its configuration.
+
+    With `users` the server asks who calls, and they have limits of their own.
+    """
     async with AsyncExitStack() as running:
         pids: dict[str, int] = {}
         address = admin = None
@@ -149,21 +178,28 @@ async def stack(server: str, upstream: str, directory: Path, path: str = CHAT) -
             floor = await running.enter_async_context(Child("the floor", "-m", "bench.floor", cores=SERVER_CORES))
             address, pids["server"] = await floor.listening(), floor.pid
         elif server != "direct":
-            limiter = "embedded"
+            address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+            limiter = storage = None
             if server == "remote":
                 limiter, pids["limiter"] = await _limiter(running, directory)
-            address, admin, pids["server"] = await _ours(running, server, limiter, directory)
+            if server == "redis":
+                storage, pids["redis"] = await _redis(running, directory)
+            document = _asking(users, directory) if users else checking(limiter or "embedded")
+            document |= {"storage": storage} if storage else {}
+            pids["server"] = await _ours(running, server, document, address, admin, directory)
         envoy = await running.enter_async_context(EnvoyProcess(bootstrap(upstream=upstream, extproc=address)))
-        yield Stack(server, envoy, pids | {"envoy": envoy.pid}, path, admin)
+        yield Stack(server, envoy, pids | {"envoy": envoy.pid}, path, users, admin)
 
 
-async def _ours(running: AsyncExitStack, server: str, limiter: str, directory: Path) -> tuple[str, str, int]:
-    address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    path = _written(configuration(address, admin, limiter), directory / f"serve-{server}.json")
+async def _ours(
+    running: AsyncExitStack, server: str, document: Mapping[str, Any], address: str, admin: str, directory: Path
+) -> int:
+    listening = {"listeners": [address], "admin": {"address": admin}}
+    path = _written({**document, **listening}, directory / f"serve-{server}.json")
     module = "bench.blind" if server == "blind" else "extproc"
     child = await running.enter_async_context(Child("extproc serve", "-m", module, "serve", path, cores=SERVER_CORES))
     await child.ready(admin)
-    return address, admin, child.pid
+    return child.pid
 
 
 async def _limiter(running: AsyncExitStack, directory: Path) -> tuple[str, int]:
@@ -175,9 +211,19 @@ async def _limiter(running: AsyncExitStack, directory: Path) -> tuple[str, int]:
     return address, child.pid
 
 
-async def _metered(admin: str) -> int:
+async def _redis(running: AsyncExitStack, directory: Path) -> tuple[str, int]:
+    """Without files: what it holds is gone with it."""
+    port = str(free_port())
+    options = ("--bind", "127.0.0.1", "--port", port, "--save", "", "--dir", str(directory))
+    child = Child("redis-server", *options, program="redis-server")
+    await running.enter_async_context(child)
+    await child.accepts(f"127.0.0.1:{port}")
+    return f"redis://127.0.0.1:{port}", child.pid
+
+
+async def _metrics(admin: str) -> str:
     async with aiohttp.ClientSession() as session, session.get(f"http://{admin}/metrics") as response:
-        return parse_metered(await response.text())
+        return await response.text()
 
 
 def parse_metered(metrics: str) -> int:
@@ -188,12 +234,22 @@ def parse_metered(metrics: str) -> int:
     return round(float(found[1]))
 
 
+def parse_lost(metrics: str) -> dict[str, int]:
+    """Reports that did not reach the limiter, by what became of them."""
+    return {f"reports_{result}": round(float(count)) for result, count in _LOST.findall(metrics)}
+
+
 def _written(document: Any, path: Path) -> str:
     path.write_text(json.dumps(document))
     return str(path)
 
 
-def configuration(address: str, admin: str, limiter: str) -> dict[str, Any]:
+def _asking(users: int, directory: Path) -> dict[str, Any]:
+    path = _written(tiers.documents(users), directory / "policies.json")
+    return {"services": {}, "actionSets": [], "policies": [path], "onNoLimit": "deny"}
+
+
+def checking(limiter: str) -> dict[str, Any]:
     """Check and report as in wasm-shim's example, with a limit that is never reached.
 
     `limiter` is `embedded` or an address.
@@ -213,6 +269,4 @@ def configuration(address: str, admin: str, limiter: str) -> dict[str, Any]:
         "actionSets": [{"name": "bench", "routeRuleConditions": {"hostnames": [HOST]}, "actions": actions}],
         "endpoints": {"limiter": limiter},
         "limits": LIMITS if limiter == "embedded" else [],
-        "listeners": [address],
-        "admin": {"address": admin},
     }

@@ -20,8 +20,11 @@ _MOST_WORKERS = 64
 _EPILOG = """\
 examples:
   extproc demo                       the whole story on this machine: Envoy, limiter, model
+  extproc demo maas | gloo           tiers by API key and token; JWT, RBAC and three windows a user
   extproc check deploy/extproc.yaml  is it valid, and what will it do?
   extproc serve deploy/extproc.yaml  serve Envoy
+  extproc compile policies/          what Kuadrant's documents come to
+  extproc top                        who spends what, and how near limits are
   extproc limiter deploy/limits.yaml --listen 0.0.0.0:8081
                                      the embedded limiter for other gateways
 """

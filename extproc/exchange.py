@@ -615,8 +615,9 @@ class Exchange:
         action_set = self._action_set
         if action_set is None or self._state is _State.SETTLED:
             return IGNORE_RESPONSE
-        if self._quotas:
-            self._headers += ratelimit_headers(sorted(self._quotas, key=_remaining))
+        if self._quotas and self._plan.shows_quotas:
+            # What a limiter says itself comes later, and so wins.
+            self._headers = ratelimit_headers(sorted(self._quotas, key=_remaining)) + self._headers
         headers = _headers(message)
         status = headers.get(":status", b"")
         self.status = int(status) if status.isdigit() else 0

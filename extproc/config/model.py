@@ -278,6 +278,10 @@ class Endpoint(Addressed):
         return self.address == "embedded"
 
 
+def _with_embedded(endpoints: dict[str, Endpoint]) -> dict[str, Endpoint]:
+    return {"embedded": Endpoint(address="embedded"), **endpoints}
+
+
 class ServerTls(Model):
     """TLS of a listener. Files hold PEM."""
 
@@ -582,7 +586,9 @@ class Config(Model):
     observability: Observability = Observability()
     descriptor_service: str | None = Field(default=None, description="Accepted from wasm-shim, not used.")
 
-    endpoints: dict[str, Endpoint] = Field(default_factory=dict, description="By name.")
+    endpoints: Annotated[dict[str, Endpoint], AfterValidator(_with_embedded)] = Field(
+        default_factory=lambda: _with_embedded({}), description="By name; `embedded` is always there."
+    )
     limits: Annotated[Annotated[str, Tag("path")] | Annotated[list[Limit], Tag("list")], _arm(path=str, list=list)] = (
         Field(
             default_factory=list,

@@ -110,6 +110,7 @@ class _Compiler:
             metered_methods=frozenset(method.encode() for method in self._config.metered_methods),
             charge_errors=self._config.charge_errors,
             strip_accept_encoding=self._config.strip_accept_encoding,
+            shows_quotas=self._config.rate_limit_headers == "always",
             report_wait=self._config.report.wait,
             request_id_header=self._config.observability.http_header_identifier,
         )

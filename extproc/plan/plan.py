@@ -82,5 +82,7 @@ class Plan:
     metered_methods: frozenset[bytes]
     charge_errors: bool
     strip_accept_encoding: bool
+    shows_quotas: bool
+    """Whether answers that pass tell what is left of limits."""
     report_wait: float
     request_id_header: str | None
