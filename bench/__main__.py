@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.load import find_h2load
 from bench.results import Run, rows, save, table
 from bench.scenarios import SCENARIOS, Length, Scenario
-from bench.stack import OTHER_CORES, SERVERS, model, stack
+from bench.stack import OTHER_CORES, SERVERS, missing, model, stack
 from extproc.gateway import GatewayError, find_envoy
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -59,8 +59,16 @@ async def _measure(scenarios: Sequence[Scenario], servers: Sequence[str], length
     runs: list[Run] = []
     for scenario in scenarios:
         wanted = [server for server in servers if server in scenario.servers]
-        runs += await _scenario(scenario, wanted, length, repeat if scenario.repeated else 1)
+        runs += await _scenario(scenario, available(scenario, wanted), length, repeat if scenario.repeated else 1)
     return runs
+
+
+def available(scenario: Scenario, servers: Sequence[str]) -> list[str]:
+    """Those of `servers` that can run on this machine; what the others lack is told."""
+    lacking = {server: reason for server in servers if (reason := missing(server))}
+    for server, reason in lacking.items():
+        print(f"{scenario.name}: left out {server}: {reason}", file=sys.stderr)
+    return [server for server in servers if server not in lacking]
 
 
 async def _scenario(scenario: Scenario, servers: Sequence[str], length: Length, repeat: int) -> list[Run]:
@@ -69,7 +77,8 @@ async def _scenario(scenario: Scenario, servers: Sequence[str], length: Length, 
         directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="extproc-bench-")))
         upstream = await running.enter_async_context(model(*scenario.options(length)))
         stacks = [
-            await running.enter_async_context(stack(server, upstream, directory, scenario.path)) for server in servers
+            await running.enter_async_context(stack(server, upstream, directory, scenario.path, scenario.users(length)))
+            for server in servers
         ]
         runs = []
         for repetition in range(repeat):

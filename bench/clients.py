@@ -1,4 +1,4 @@
-"""Clients for what a load generator does not show: frames one by one, connections that wait, callers by the thousand."""
+"""Clients for what a load generator does not show: single frames, connections that wait, callers by the thousand."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ async def while_waiting(
 
 async def in_turn(
     address: str, path: str, body: bytes, headers: Sequence[str], rate: float, connections: int
-) -> list[float]:
-    """How long, in ms, each of `len(headers)` requests took, each with a header of its own.
+) -> tuple[list[float], float]:
+    """How long, in ms, each of `len(headers)` requests took, each with a header of its own, and in s all of them.
 
     They are sent at `rate` a second altogether, or as soon as a connection is free. Raises BenchError unless every
     answer is a 200.
@@ -117,7 +117,8 @@ async def in_turn(
     begun = time.monotonic()
     due = [(begun + number / rate, request(path, body, header)) for number, header in enumerate(headers)]
     callers = [_calls(address, due[number::connections]) for number in range(connections)]
-    return [took for each in await asyncio.gather(*callers) for took in each]
+    latencies = [took for each in await asyncio.gather(*callers) for took in each]
+    return latencies, time.monotonic() - begun
 
 
 async def _calls(address: str, due: Iterable[tuple[float, bytes]]) -> list[float]:

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench import clients, load, proc
+from bench import clients, load, proc, users
 from bench.errors import BenchError
 from bench.results import Value
-from bench.stack import CHAT, SERVERS, Stack
+from bench.stack import CHAT, Stack
 
 MB = 1024  # in KiB, proc(5)'s unit
 _HEADERS_MESSAGES = 2
@@ -21,6 +21,7 @@ _VECTOR = 28_000
 _EXCHANGES = 1000
 _STREAMS = 50
 _GAP = 0.02
+_FEW_USERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ Measurement = Callable[[Stack, bytes, Length], Awaitable[Values]]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`options` go to the model, `body` is every request's."""
+    """`options` go to the model, `body` is every request's; `users` are the callers that a server has to know."""
 
     name: str
     options: Callable[[Length], tuple[str, ...]]
@@ -46,6 +47,7 @@ class Scenario:
     repeated: bool = True
     servers: tuple[str, ...] = ("direct", "floor", "embedded", "remote")
     path: str = CHAT
+    users: Callable[[Length], int] = lambda _: 0
 
 
 def body(**fields: Any) -> bytes:
@@ -62,13 +64,15 @@ def _loaded(connections: int, warm_up: int, rate: int | None = None) -> Measurem
 
     async def measure(stack: Stack, body: bytes, length: Length) -> Values:
         before = await stack.counts()
-        warm = await load.run(stack.url, body, requests=warm_up, connections=connections)
+        warm = await load.run(stack.url, body, requests=warm_up, connections=connections, headers=stack.headers)
         await stack.settled(before, warm_up)
         rate_of_all = warm.requests_per_s if rate is None else float(rate * connections)
         requests = max(warm_up if rate is None else connections, round(rate_of_all * length.seconds))
 
         before, cpu_before = await stack.counts(), stack.cpu()
-        seen = await load.run(stack.url, body, requests=requests, connections=connections, rate=rate)
+        seen = await load.run(
+            stack.url, body, requests=requests, connections=connections, rate=rate, headers=stack.headers
+        )
         counts = await stack.settled(before, requests)
         cpu = {name: value - cpu_before[name] for name, value in stack.cpu().items()}
         chunks = counts.sent - _HEADERS_MESSAGES * requests
@@ -79,6 +83,7 @@ def _loaded(connections: int, warm_up: int, rate: int | None = None) -> Measurem
             "chunks_per_request": chunks / requests if chunks > 0 else None,
             "envoy_cpu_us_per_request": _micro(cpu["envoy"], requests),
             "limiter_cpu_us_per_request": _micro(cpu.get("limiter"), requests),
+            "redis_cpu_us_per_request": _micro(cpu.get("redis"), requests),
             "p50_ms": seen.p50_ms,
             "p99_ms": seen.p99_ms,
             "requests": requests,
@@ -150,6 +155,10 @@ def _downloaded(size: Callable[[Length], int]) -> Measurement:
     return measure
 
 
+async def _many_users(stack: Stack, body: bytes, length: Length) -> Values:
+    return {**await users.measure(stack, body, length.seconds), **_memory(stack)}
+
+
 def _memory(stack: Stack) -> Values:
     if "server" not in stack.pids:
         return {"rss_mb": None, "peak_mb": None}
@@ -177,14 +186,27 @@ def _embeddings(length: Length) -> tuple[str, ...]:
     return "--vectors", str(_vectors(length)), "--dimensions", str(_DIMENSIONS)
 
 
+def _many(length: Length) -> int:
+    return round(users.USERS * length.share)
+
+
 _STREAM = body(stream=True, stream_options={"include_usage": True})
 _MEASURED = ("floor", "embedded", "remote")
+_STREAMED = ("direct", "floor", "blind", "embedded", "remote")
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("json", lambda _: (), body(), _loaded(16, 500)),
         Scenario("steady", lambda _: (), body(), _loaded(16, 100, rate=20)),
-        Scenario("sse", lambda _: ("--frames", "200", "--frame-ms", "2"), _STREAM, _loaded(8, 16), True, SERVERS),
+        Scenario(
+            "tiers",
+            lambda _: (),
+            body(),
+            _loaded(16, 500),
+            servers=("direct", "floor", "embedded", "redis"),
+            users=lambda _: _FEW_USERS,
+        ),
+        Scenario("sse", lambda _: ("--frames", "200", "--frame-ms", "2"), _STREAM, _loaded(8, 16), True, _STREAMED),
         Scenario(
             "large",
             lambda _: ("--size", "1000000"),
@@ -197,8 +219,9 @@ SCENARIOS = {
             _STREAM,
             _paced,
             repeated=False,
-            servers=SERVERS,
+            servers=_STREAMED,
         ),
+        Scenario("users", lambda _: (), body(), _many_users, False, ("embedded", "redis"), users=_many),
         Scenario("idle", lambda _: ("--first-byte-ms", "600000"), body(), _idle, False, _MEASURED),
         Scenario(
             "huge",

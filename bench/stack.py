@@ -164,9 +164,7 @@ def missing(server: str) -> str:
 
 
 @asynccontextmanager
-async def stack(
-    server: str, upstream: str, directory: Path, path: str = CHAT, users: int = 0
-) -> AsyncIterator[Stack]:
+async def stack(server: str, upstream: str, directory: Path, path: str = CHAT, users: int = 0) -> AsyncIterator[Stack]:
     """A running stack; raises BenchError for a server that does not start. `directory` takes its configuration.
 
     With `users` the server asks who calls, and they have limits of their own.
@@ -178,28 +176,27 @@ async def stack(
             floor = await running.enter_async_context(Child("the floor", "-m", "bench.floor", cores=SERVER_CORES))
             address, pids["server"] = await floor.listening(), floor.pid
         elif server != "direct":
-            address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
-            limiter = storage = None
+            document = asking(users, directory) if users else checking()
             if server == "remote":
                 limiter, pids["limiter"] = await _limiter(running, directory)
+                document |= {"endpoints": {"limiter": limiter}, "limits": []}
             if server == "redis":
-                storage, pids["redis"] = await _redis(running, directory)
-            document = _asking(users, directory) if users else checking(limiter or "embedded")
-            document |= {"storage": storage} if storage else {}
-            pids["server"] = await _ours(running, server, document, address, admin, directory)
+                document["storage"], pids["redis"] = await _redis(running)
+            address, admin, pids["server"] = await _ours(running, server, document, directory)
         envoy = await running.enter_async_context(EnvoyProcess(bootstrap(upstream=upstream, extproc=address)))
         yield Stack(server, envoy, pids | {"envoy": envoy.pid}, path, users, admin)
 
 
 async def _ours(
-    running: AsyncExitStack, server: str, document: Mapping[str, Any], address: str, admin: str, directory: Path
-) -> int:
+    running: AsyncExitStack, server: str, document: Mapping[str, Any], directory: Path
+) -> tuple[str, str, int]:
+    address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
     listening = {"listeners": [address], "admin": {"address": admin}}
     path = _written({**document, **listening}, directory / f"serve-{server}.json")
     module = "bench.blind" if server == "blind" else "extproc"
     child = await running.enter_async_context(Child("extproc serve", "-m", module, "serve", path, cores=SERVER_CORES))
     await child.ready(admin)
-    return child.pid
+    return address, admin, child.pid
 
 
 async def _limiter(running: AsyncExitStack, directory: Path) -> tuple[str, int]:
@@ -211,10 +208,10 @@ async def _limiter(running: AsyncExitStack, directory: Path) -> tuple[str, int]:
     return address, child.pid
 
 
-async def _redis(running: AsyncExitStack, directory: Path) -> tuple[str, int]:
-    """Without files: what it holds is gone with it."""
+async def _redis(running: AsyncExitStack) -> tuple[str, int]:
+    """Without a file: what it holds is gone with it."""
     port = str(free_port())
-    options = ("--bind", "127.0.0.1", "--port", port, "--save", "", "--dir", str(directory))
+    options = ("--bind", "127.0.0.1", "--port", port, "--save", "", "--logfile", "/dev/stderr")
     child = Child("redis-server", *options, program="redis-server")
     await running.enter_async_context(child)
     await child.accepts(f"127.0.0.1:{port}")
@@ -244,16 +241,14 @@ def _written(document: Any, path: Path) -> str:
     return str(path)
 
 
-def _asking(users: int, directory: Path) -> dict[str, Any]:
+def asking(users: int, directory: Path) -> dict[str, Any]:
+    """Who calls, and may they: `tiers.documents`, written into `directory`."""
     path = _written(tiers.documents(users), directory / "policies.json")
     return {"services": {}, "actionSets": [], "policies": [path], "onNoLimit": "deny"}
 
 
-def checking(limiter: str) -> dict[str, Any]:
-    """Check and report as in wasm-shim's example, with a limit that is never reached.
-
-    `limiter` is `embedded` or an address.
-    """
+def checking() -> dict[str, Any]:
+    """Check and report as in wasm-shim's example, with a limit that is never reached."""
     data = [{"expression": {"key": "a", "value": "'1'"}}]
     used = {"key": "ratelimit.hits_addend", "value": "responseBodyJSON('/usage/total_tokens')"}
     services = {
@@ -267,6 +262,6 @@ def checking(limiter: str) -> dict[str, Any]:
     return {
         "services": services,
         "actionSets": [{"name": "bench", "routeRuleConditions": {"hostnames": [HOST]}, "actions": actions}],
-        "endpoints": {"limiter": limiter},
-        "limits": LIMITS if limiter == "embedded" else [],
+        "endpoints": {"limiter": "embedded"},
+        "limits": LIMITS,
     }

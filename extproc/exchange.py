@@ -374,7 +374,9 @@ class Exchange:
         self._end("denied")
         fields = {**self._about, "decision": "denied", "code": status, "reason": reason}
         self._shared.decisions.note("denied", fields)
-        return self._action_set.refusals.rejected(kind, status, headers, body, self._headers)
+        return self._action_set.refusals.rejected(
+            kind, status, headers, body, self._headers, request_id=self.request_id
+        )
 
     def _admitted(self, facts: RequestFacts, message: ProcessingRequest) -> Replies:
         """It is known who calls, as far as anybody wants to know: run the actions that the headers suffice for."""
@@ -590,7 +592,7 @@ class Exchange:
         self._end("denied")
         fields = {**self._about, "decision": "denied", "code": "OVER_LIMIT", "limit": decision.limit}
         self._shared.decisions.note("denied", fields)
-        return self._action_set.refusals.limited(decision, self._headers)
+        return self._action_set.refusals.limited(decision, self._headers, request_id=self.request_id)
 
     def _too_large(self) -> Reply:
         self._shared.metrics.denied += 1

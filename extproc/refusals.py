@@ -1,13 +1,13 @@
 """Answers in the model's place, as clients of different APIs understand them.
 
 A profile decides what a body looks like; statuses and the headers that gateways look at are the same in all of them.
-`openai` and `anthropic` are the error objects of those APIs, so that their SDKs raise their own errors and wait as
-long as `retry-after` says.
+`openai` and `anthropic` are the error objects of those APIs, with the request's id where their SDKs look for it, so
+that these raise their own errors. As long as `retry-after` says they wait with any profile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -15,7 +15,8 @@ import orjson
 
 from extproc import replies
 from extproc.limiter.quotas import ratelimit_headers, retry_after
-from extproc.limiter.seam import Decision
+from extproc.limiter.seam import Decision, Quota
+from extproc.telemetry.names import printable
 
 Headers = tuple[tuple[str, str], ...]
 Profile = Literal["kuadrant", "gloo", "openai", "anthropic"]
@@ -24,7 +25,8 @@ Rejection = Literal["unauthenticated", "unauthorized", "model", "no_limit"]
 Kind = Literal[Rejection, "limited"]
 
 LONGEST_WAIT: Final = 60
-"""Seconds that the SDKs of OpenAI and Anthropic wait at most; told to wait longer they try again at once."""
+"""Seconds that a client is left to wait by itself. Told to wait longer, older SDKs of OpenAI and Anthropic try again
+within seconds, and newer ones of Anthropic sleep as long as they are told, be it a day."""
 
 _REASON: Final[Mapping[Kind, str]] = {
     "unauthorized": "Unauthorized",
@@ -54,6 +56,8 @@ _OPENAI: Final[Mapping[Kind, tuple[str, str]]] = {
     "no_limit": ("insufficient_quota", "insufficient_quota"),
 }
 """`type` and `code`."""
+_REQUEST_ID: Final[Mapping[Profile, str]] = {"openai": "x-request-id", "anthropic": "request-id"}
+"""The header in which an SDK looks for it."""
 _ANTHROPIC: Final[Mapping[Kind, str]] = {
     "limited": "rate_limit_error",
     "unauthenticated": "authentication_error",
@@ -63,17 +67,18 @@ _ANTHROPIC: Final[Mapping[Kind, str]] = {
 }
 
 
-def _openai(kind: Kind, message: str) -> bytes:
+def _openai(kind: Kind, message: str, request_id: str) -> bytes:
     error_type, code = _OPENAI[kind]
     param = "model" if kind == "model" else None
     return orjson.dumps({"error": {"message": message, "type": error_type, "param": param, "code": code}})
 
 
-def _anthropic(kind: Kind, message: str) -> bytes:
-    return orjson.dumps({"type": "error", "error": {"type": _ANTHROPIC[kind], "message": message}})
+def _anthropic(kind: Kind, message: str, request_id: str) -> bytes:
+    error = {"type": "error", "error": {"type": _ANTHROPIC[kind], "message": message}}
+    return orjson.dumps({**error, "request_id": request_id} if request_id else error)
 
 
-_JSON: Final[Mapping[Profile, Callable[[Kind, str], bytes]]] = {"openai": _openai, "anthropic": _anthropic}
+_JSON: Final[Mapping[Profile, Callable[[Kind, str, str], bytes]]] = {"openai": _openai, "anthropic": _anthropic}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +94,31 @@ class Refusals:
     body: bytes | None = None
     tells_limits: bool = True
 
-    def limited(self, decision: Decision, headers: Headers = ()) -> bytes:
+    def limited(self, decision: Decision, headers: Headers = (), *, request_id: str = "") -> bytes:
         """The serialised reply to a request over its limit; `headers` are what earlier answers wanted shown."""
-        quotas = decision.quotas if self.tells_limits else ()
+        limit, quotas = (decision.limit, decision.quotas) if self.tells_limits else ("", ())
         wait = retry_after(quotas)
         told = ratelimit_headers(quotas)
         if wait is not None:
             told += (("retry-after", str(wait)),)
         never = bool(quotas) and wait is None
-        if self.profile in _JSON and (never or (wait or 0) > LONGEST_WAIT):
+        if never or (wait or 0) > LONGEST_WAIT:
             told += (("x-should-retry", "false"),)
-        body = self._body("limited", _limited_message(decision, wait)) if self.body is None else self.body
+        body = self._body("limited", _limited_message(limit, quotas, wait), request_id, self.body)
+        own = self._own_headers(request_id, self.body)
         return replies.immediate(
-            self.status,
-            body,
-            _merged(self._content_type(), self.headers, told, headers, decision.headers),
-            details="over_limit",
+            self.status, body, _merged(own, self.headers, told, headers, decision.headers), details="over_limit"
         )
 
     def rejected(
-        self, kind: Rejection, status: int, headers: Headers = (), body: bytes | None = None, shown: Headers = ()
+        self,
+        kind: Rejection,
+        status: int,
+        headers: Headers = (),
+        body: bytes | None = None,
+        shown: Headers = (),
+        *,
+        request_id: str = "",
     ) -> bytes:
         """The serialised reply to a caller who is not let in.
 
@@ -117,29 +127,35 @@ class Refusals:
         """
         if not headers and kind in _REASON:
             headers = (("x-ext-auth-reason", _REASON[kind]),)
-        content_type = self._content_type() if body is None else ()
-        body = self._body(kind, _MESSAGE[kind]) if body is None else body
-        return replies.immediate(status, body, _merged(content_type, headers, shown), details=f"auth_{kind}")
+        own = self._own_headers(request_id, body)
+        body = self._body(kind, _MESSAGE[kind], request_id, body)
+        return replies.immediate(status, body, _merged(own, headers, shown), details=f"auth_{kind}")
 
-    def _body(self, kind: Kind, message: str) -> bytes:
+    def _body(self, kind: Kind, message: str, request_id: str, given: bytes | None) -> bytes:
+        if given is not None:
+            return given
         write = _JSON.get(self.profile)
         if write is not None:
-            return write(kind, message)
+            return write(kind, message, request_id)
         if self.profile == "gloo" and kind in ("limited", "no_limit"):
             return b""
         return _TEXT[kind].encode()
 
-    def _content_type(self) -> Headers:
-        return (("content-type", "application/json"),) if self.profile in _JSON else ()
+    def _own_headers(self, request_id: str, given: bytes | None) -> Headers:
+        """Those of the profile; of what a body is that was `given`, its giver may tell."""
+        if self.profile not in _JSON:
+            return ()
+        content_type: Headers = (("content-type", "application/json"),) if given is None else ()
+        return (*content_type, (_REQUEST_ID[self.profile], request_id)) if request_id else content_type
 
 
-def _limited_message(decision: Decision, wait: int | None) -> str:
-    """What a person reads in a stack trace: which limit, how large, and until when."""
-    quota = decision.quotas[0] if decision.quotas else None
-    name = f" `{decision.limit}`" if decision.limit else ""
-    size = f": {quota.maximum} in {quota.window} s" if quota is not None else ""
+def _limited_message(limit: str, quotas: Sequence[Quota], wait: int | None) -> str:
+    """What a person reads in a stack trace: which limit, how large, and until when; as far as that is known."""
+    name = f" `{printable(limit)}`" if limit else ""
+    size = f": {quotas[0].maximum}" if quotas else ""
+    window = f" in {quotas[0].window} s" if quotas and quotas[0].window else ""
     again = f" Please try again in {wait} s." if wait is not None else ""
-    return f"Rate limit{name} reached{size}.{again}"
+    return f"Rate limit{name} reached{size}{window}.{again}"
 
 
 def _merged(*groups: Iterable[tuple[str, str]]) -> Headers:

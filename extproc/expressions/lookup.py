@@ -45,7 +45,7 @@ class Lookup:
     def find(self, value: Any) -> Any:
         """Where the steps lead from `value`, which is that of the root. Raises NotThere."""
         for step in self.steps:
-            if isinstance(value, Mapping):
+            if type(value) is dict or isinstance(value, Mapping):
                 if step not in value:
                     raise NotThere(f"no such key '{step}'")
                 value = value[step]

@@ -13,7 +13,7 @@ from extproc.expressions import Expression, ExpressionError, text_of
 from extproc.expressions.lookup import Lookup, NotThere
 from extproc.facts import RequestFacts
 from extproc.identity.seam import AuthAnswer
-from extproc.limiter.seam import MAX_HITS, Answer, Entry, Metadata, Query
+from extproc.limiter.seam import MAX_HITS, Answer, Descriptor, Entry, Metadata, Query
 from extproc.plan.attributes import Getter, getter_of
 from extproc.plan.bodies import BodyValues
 from extproc.plan.sight import ActionFailure, Condition, Sight, all_true
@@ -55,6 +55,11 @@ class Item:
         lookup = None if isinstance(value, str) else Lookup.of(value.source)
         return cls(key, value, None if lookup is None else getter_of(lookup))
 
+    @property
+    def source(self) -> str:
+        """What tells its value from others: an expression, or a literal in quotes."""
+        return repr(self.value) if isinstance(self.value, str) else self.value.source
+
     def entry(self, sight: Sight) -> Entry:
         """The entry; raises ExpressionError or NotThere when the value has no text."""
         if isinstance(self.value, str):
@@ -70,6 +75,10 @@ class Block:
 
     predicates: tuple[Condition, ...]
     items: tuple[Item, ...]
+
+
+def _entries(items: tuple[Item, ...], sight: Sight) -> Descriptor:
+    return tuple([item.entry(sight) for item in items])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +102,19 @@ class Form:
             raise ActionFailure(str(error)) from None
         return Form(self.domain, descriptors, self.hits)
 
-    def fill(self, sight: Sight) -> Query:
-        """The query of one request. Raises ActionFailure."""
-        try:
-            descriptors = tuple(tuple([item.entry(sight) for item in items]) for items in self.descriptors)
-        except (ExpressionError, NotThere) as error:
-            raise ActionFailure(str(error)) from None
+    def fill(self, sight: Sight, filled: dict[int, tuple[Descriptor, ...]] | None = None) -> Query:
+        """The query of one request; `filled` are descriptors that are there already, by the id of ours.
+
+        Raises ActionFailure.
+        """
+        descriptors = None if filled is None else filled.get(id(self.descriptors))
+        if descriptors is None:
+            try:
+                descriptors = tuple([_entries(items, sight) for items in self.descriptors])
+            except (ExpressionError, NotThere) as error:
+                raise ActionFailure(str(error)) from None
+            if filled is not None:
+                filled[id(self.descriptors)] = descriptors
         return Query(self.domain, descriptors, self.hits)
 
 

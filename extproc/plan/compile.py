@@ -22,7 +22,7 @@ from extproc.expressions.lookup import NotThere
 from extproc.facts import RequestFacts
 from extproc.identity.seam import Authenticator
 from extproc.limiter.seam import MAX_HITS, Limiter
-from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Item, Phase, Service
+from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Form, Item, Phase, Service
 from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, USAGE, Attributes
 from extproc.plan.bodies import BodyValues
 from extproc.plan.hosts import HostTable
@@ -404,10 +404,10 @@ def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
 
 def _fingerprint(conditions: Sequence[Condition], others: Iterable[Expression] = ()) -> Fingerprint | None:
     """What tells requests apart in all that is evaluated; None where too much is."""
-    native = [condition for condition in conditions if condition.native is not None]
-    by_cel = [*(condition.expression for condition in conditions if condition.native is None), *others]
+    equalities = [condition.equality for condition in conditions if condition.equality is not None]
+    by_cel = [*(condition.expression for condition in conditions if condition.equality is None), *others]
     attributes = _scope(by_cel).attributes
-    return fingerprint_of(native, attributes) if attributes.repeatable else None
+    return fingerprint_of(equalities, attributes) if attributes.repeatable else None
 
 
 def _scope(expressions: Iterable[Expression]) -> Scope:
@@ -438,9 +438,21 @@ def _memo(actions: Sequence[AuthAction | Action], scope: Scope) -> Memo[Outcomes
 
     def compute(facts: RequestFacts) -> Outcomes:
         sight = Sight(scope, facts, BodyValues())
-        return tuple(_outcome(action, sight) if isinstance(action, Action) else None for action in actions)
+        return _sharing([_outcome(action, sight) if isinstance(action, Action) else None for action in actions])
 
     return Memo(fingerprint, compute)
+
+
+def _sharing(outcomes: Iterable[Outcome]) -> Outcomes:
+    """The same, but what is filled in alike is one object: a check and its report then take one filling."""
+    known: dict[tuple[tuple[tuple[str, str], ...], ...], tuple[tuple[Item, ...], ...]] = {}
+    shared: list[Outcome] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Form):
+            alike = tuple(tuple((item.key, item.source) for item in items) for items in outcome.descriptors)
+            outcome = replace(outcome, descriptors=known.setdefault(alike, outcome.descriptors))
+        shared.append(outcome)
+    return tuple(shared)
 
 
 def _outcome(action: Action, sight: Sight) -> Outcome:
@@ -448,7 +460,7 @@ def _outcome(action: Action, sight: Sight) -> Outcome:
         form = action.form(sight)
         return None if form is None else form.settled(sight)
     except ActionFailure as failure:
-        return failure
+        return failure.again()
 
 
 def _in_order(actions: Iterable[AuthAction | Action]) -> list[AuthAction | Action]:

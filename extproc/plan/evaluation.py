@@ -8,11 +8,11 @@ from contextlib import suppress
 from extproc.bodies.findings import Values
 from extproc.expressions import Expression
 from extproc.facts import RequestFacts
-from extproc.limiter.seam import MAX_HITS, Query
+from extproc.limiter.seam import MAX_HITS, Descriptor, Query
 from extproc.plan.action import Action, AuthAction, Form
 from extproc.plan.attributes import USAGE
 from extproc.plan.bodies import BodyValues
-from extproc.plan.plan import ActionSet, Outcome, Route
+from extproc.plan.plan import ActionSet, Outcome, Outcomes, Route
 from extproc.plan.sight import ActionFailure, Sight
 from extproc.usage.usage import Source, Usage
 
@@ -41,7 +41,7 @@ class Evaluation:
             return None
         found = route.choice.of(facts)
         if isinstance(found, ActionFailure):
-            raise found
+            raise found.again()
         return None if found is None else cls(found, facts, BodyValues())
 
     def applies(self, action: AuthAction) -> bool:
@@ -58,7 +58,7 @@ class Evaluation:
             return
         outcomes = memo.of(facts)
         if Form in map(type, outcomes):
-            outcomes = tuple([_filled(outcome, sight) if type(outcome) is Form else outcome for outcome in outcomes])
+            outcomes = _filled(outcomes, sight)
         self._outcomes = outcomes
         self._sight = Sight(self.action_set.scope, None, self._bodies)
 
@@ -88,7 +88,7 @@ class Evaluation:
             return action.query(self._sight)
         outcome = self._outcomes[action.index]
         if isinstance(outcome, ActionFailure):
-            raise outcome
+            raise outcome.again()
         assert not isinstance(outcome, Form)
         return outcome
 
@@ -133,8 +133,15 @@ class Evaluation:
         return action.count(hits, self._bodies, lambda: self._sight.context)
 
 
-def _filled(form: Form, sight: Sight) -> Query | ActionFailure:
-    try:
-        return form.fill(sight)
-    except ActionFailure as failure:
-        return failure
+def _filled(outcomes: Outcomes, sight: Sight) -> Outcomes:
+    """The same with the values of one request."""
+    known: dict[int, tuple[Descriptor, ...]] = {}
+    filled: list[Outcome] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Form):
+            try:
+                outcome = outcome.fill(sight, known)
+            except ActionFailure as failure:
+                outcome = failure
+        filled.append(outcome)
+    return tuple(filled)

@@ -10,9 +10,9 @@ import cel
 
 from extproc.expressions import Expression
 from extproc.expressions.functions import LIBRARY
-from extproc.expressions.lookup import Comparison, NotThere
+from extproc.expressions.lookup import Comparison, Lookup, NotThere
 from extproc.facts import RequestFacts
-from extproc.plan.attributes import Attributes, getter_of
+from extproc.plan.attributes import Attributes, Getter, getter_of
 from extproc.plan.bodies import BodyValues
 
 Fingerprint = Callable[[RequestFacts], tuple[Any, ...]]
@@ -20,6 +20,10 @@ Fingerprint = Callable[[RequestFacts], tuple[Any, ...]]
 
 class ActionFailure(Exception):
     """A predicate is no bool, or a value has no text: the action cannot be carried out."""
+
+    def again(self) -> ActionFailure:
+        """The same to raise. One that is remembered must not be raised itself: it would keep every frame it passes."""
+        return ActionFailure(*self.args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +70,43 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
+class Equality:
+    """An attribute compared with a text, without CEL."""
+
+    lookup: Lookup
+    get: Getter
+    """The attribute at `lookup`. Raises NotThere."""
+    literal: str
+
+    @classmethod
+    def of(cls, expression: Expression) -> Equality | None:
+        """`expression` as an equality, where that gives the same."""
+        comparison = Comparison.of(expression.source)
+        get = None if comparison is None else getter_of(comparison.lookup)
+        return None if comparison is None or get is None else cls(comparison.lookup, get, comparison.literal)
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
-    """A predicate. Most compare an attribute with a text: for those there is `native`, without CEL."""
+    """A predicate. Most compare an attribute with a text: those have an `equality`."""
 
     expression: Expression
-    native: Callable[[RequestFacts], bool] | None = None
-    """Raises NotThere."""
+    equality: Equality | None = None
 
     @classmethod
     def of(cls, expression: Expression) -> Condition:
-        """`expression` as a condition, natively where that gives the same."""
-        comparison = Comparison.of(expression.source)
-        get = None if comparison is None else getter_of(comparison.lookup)
-        if comparison is None or get is None:
-            return cls(expression)
-        literal, attribute = comparison.literal, get
-        return cls(expression, lambda facts: bool(attribute(facts) == literal))
+        """`expression` as a condition."""
+        return cls(expression, Equality.of(expression))
 
     def holds(self, sight: Sight) -> bool:
         """Raises ActionFailure for a value that is no bool, ExpressionError or NotThere for none."""
-        if self.native is not None and sight.facts is not None:
-            return self.native(sight.facts)
+        equality = self.equality
+        if equality is not None and sight.facts is not None:
+            return bool(equality.get(sight.facts) == equality.literal)
         value = self.expression.evaluate(sight.context)
         if not isinstance(value, bool):
             raise ActionFailure(f"`{self.expression.source}`: expected a bool, found {type(value).__name__}")
         return value
-
-    def key(self, facts: RequestFacts) -> bool | None:
-        """What `native` comes to; None when it fails."""
-        assert self.native is not None
-        try:
-            return self.native(facts)
-        except NotThere:
-            return None
 
 
 def all_true(conditions: Iterable[Condition], sight: Sight) -> bool:
@@ -106,9 +114,27 @@ def all_true(conditions: Iterable[Condition], sight: Sight) -> bool:
     return all(condition.holds(sight) for condition in conditions)
 
 
-def fingerprint_of(conditions: Iterable[Condition], attributes: Attributes) -> Fingerprint:
-    """What tells requests apart in native `conditions` and in `attributes`, which are all that is compared."""
-    keys = tuple(condition.key for condition in conditions)
+def fingerprint_of(equalities: Iterable[Equality], attributes: Attributes) -> Fingerprint:
+    """What tells requests apart in `equalities` and in `attributes`, which are all that is compared."""
+    literals: dict[Lookup, set[str]] = {}
+    getters: dict[Lookup, Getter] = {}
+    for equality in equalities:
+        literals.setdefault(equality.lookup, set()).add(equality.literal)
+        getters[equality.lookup] = equality.get
+    keys = tuple(_which(getters[lookup], frozenset(texts)) for lookup, texts in literals.items())
     if not keys:
         return attributes.fingerprint
     return lambda facts: (*[key(facts) for key in keys], *attributes.fingerprint(facts))
+
+
+def _which(get: Getter, literals: frozenset[str]) -> Callable[[RequestFacts], str | bool | None]:
+    """Which of `literals` an attribute is; False for none of them, None where it is not there."""
+
+    def key(facts: RequestFacts) -> str | bool | None:
+        try:
+            value = get(facts)
+        except NotThere:
+            return None
+        return value if type(value) is str and value in literals else False
+
+    return key

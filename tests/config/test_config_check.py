@@ -67,7 +67,8 @@ def test_a_service_names_an_endpoint(load: Load, document: Any) -> None:
     document["endpoints"]["other"] = "other:8081"
     document["services"]["ratelimit-check-service"]["endpoint"] = "limitadr"
     assert problems(load, document) == [
-        "services.ratelimit-check-service.endpoint: `limitadr` is not in `endpoints` (known: `embedded`, `limitador`, `other`); "
+        "services.ratelimit-check-service.endpoint: `limitadr` is not in `endpoints` "
+        "(known: `embedded`, `limitador`, `other`); "
         'write `endpoints: {"limitadr": "host:port"}`, or `embedded` as its address'
     ]
 

@@ -138,7 +138,7 @@ FILTERS = [
 
 @pytest.mark.parametrize(("expression", "value"), FILTERS)
 def test_what_filters_give(asked, config, expression: str, value: Any) -> None:
-    """A property without a value is null, as Authorino's: `== 'free'` is false of it then, and fails nothing (S1.D1)."""
+    """S1.D1: a property without a value is null, as Authorino's; then `== 'free'` is false, and fails nothing."""
     filters = {"identity": {"sub": "auth.identity.sub", "it": expression}, "limits": {"it": expression}}
     auth = asked(config | {"filters": filters})(claims=ALICE).auth
     expected = {"it": None if value is ... else value}

@@ -19,7 +19,7 @@ from extproc.plan.attributes import Attributes, host_of
 from extproc.plan.bodies import BodyValues
 from extproc.plan.hosts import HostTable, normalise_host
 from extproc.plan.memo import MAX_ENTRIES, Memo
-from extproc.plan.sight import Scope
+from extproc.plan.sight import ActionFailure, Scope
 
 
 @pytest.mark.parametrize(
@@ -306,3 +306,19 @@ def test_what_is_remembered_is_bounded() -> None:
     before = len(memo)
     memo.of(long)
     assert len(memo) == before
+
+
+async def test_a_remembered_failure_keeps_nothing_of_the_requests_that_failed() -> None:
+    """Whoever leaves out a header as often as they like fills no memory."""
+    config = configured(deepcopy(S0))
+    data = config["actionSets"][0]["actions"][0]["conditionalData"][0]["data"]
+    data.append({"expression": {"key": "tier", "value": "request.headers['x-tier'].lowerAscii()"}})
+    config["actionSets"].insert(0, deepcopy(config["actionSets"][0]) | {"name": "route"})
+    gateway = Gateway(config)
+    for _ in range(3):
+        await gateway.exchange(request_headers(ends=True))
+    action_set = gateway.active.plan.action_sets[0]
+    assert action_set.memo is not None
+    failures = [each for each in action_set.memo.of(RequestFacts(request_headers())) if isinstance(each, ActionFailure)]
+    assert failures
+    assert all(failure.__traceback__ is None and failure.__context__ is None for failure in failures)

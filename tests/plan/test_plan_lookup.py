@@ -141,4 +141,4 @@ def test_one_and_true_are_not_remembered_as_the_same() -> None:
 
 def test_a_predicate_of_another_kind_is_cel_s() -> None:
     condition = Condition.of(Expression("request.method in ['POST']"))
-    assert condition.native is None
+    assert condition.equality is None

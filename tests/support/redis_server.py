@@ -86,7 +86,7 @@ class RedisServer:
                 self._process.kill()
             await self._process.wait()
             self._process = None
-            Path(self.socket).unlink(missing_ok=True)
+            Path(self.socket).unlink(missing_ok=True)  # noqa: ASYNC240
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None

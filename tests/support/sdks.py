@@ -37,10 +37,14 @@ class Clock:
 
 
 class Naps:
-    """Stands for the sleep between an SDK's attempts: tells how long it would be, and has `clock` go on by that."""
+    """Stands for the sleep between an SDK's attempts: tells how long it would be, and has `clock` go on by that.
+
+    `wake_early_by` seconds are left of the first one.
+    """
 
     def __init__(self, clock: Clock, patch: pytest.MonkeyPatch) -> None:
         self.taken: list[float] = []
+        self.wake_early_by = 0.0
         self._clock = clock
         for sdk in ("openai", "anthropic"):
             timing = SimpleNamespace(sleep=self._sleep, time=time.time, time_ns=time.time_ns)
@@ -49,7 +53,8 @@ class Naps:
 
     def _sleep(self, seconds: float) -> None:
         self.taken.append(seconds)
-        self._clock.now += seconds
+        self._clock.now += seconds - self.wake_early_by
+        self.wake_early_by = 0.0
 
     async def _sleep_async(self, seconds: float) -> None:
         self._sleep(seconds)
