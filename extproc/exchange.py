@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 from extproc import replies
 from extproc.bodies.reader import BodyReader
 from extproc.facts import RequestFacts, attribute
+from extproc.identity.model_guard import ModelGuard
 from extproc.identity.seam import AuthAnswer, AuthError, Verdict
 from extproc.limiter.quotas import ratelimit_headers
 from extproc.limiter.reports import ReportQueue
@@ -42,7 +43,6 @@ from extproc.usage.estimate import Estimator
 from extproc.usage.held import HeldPrompt, PromptBudget
 from extproc.usage.include_usage import UsageFrameFilter, with_include_usage
 from extproc.usage.meter import Request
-from extproc.usage.model_name import model_from_path
 from extproc.usage.usage import Source, Usage
 from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
 from extproc.wire.processing_mode_pb2 import ProcessingMode
@@ -134,6 +134,7 @@ class Exchange:
         "_expected",
         "_first_byte",
         "_frame_filter",
+        "_guard",
         "_headers",
         "_is_text",
         "_limited",
@@ -181,6 +182,7 @@ class Exchange:
         self._namespace = ""
         self._limited = False
         self._models: frozenset[str] | None = None
+        self._guard: ModelGuard | None = None
         self._quotas: tuple[Quota, ...] = ()
         self._next_action = 0
         self._request_reader: BodyReader | None = None
@@ -292,7 +294,7 @@ class Exchange:
         self._note_ids(facts)
         self._request_size = max(0, _length(facts.headers.get("content-length", b"")))
         self._path = facts.headers.get(":path", b"")
-        self._metered = facts.headers.get(":method", b"") in self._plan.metered_methods
+        self._metered = facts.headers.get(":method", b"").upper() in self._plan.metered_methods
         if action_set.auth_actions:
             return self._identified(facts, message, 0)
         return self._admitted(facts, message)
@@ -388,25 +390,21 @@ class Exchange:
             "nothing" if message.request_headers.end_of_stream else self._reads_request(action_set, facts)
         )
         waits = reading != "nothing" and action_set.decides_on_body
-        if not self._may_use(waits=waits):
-            return self._reject("model", 403, "the model is not allowed")
         last = action_set.before_body if waits else len(action_set.request_actions)
-        if waits and self._models is not None:
-            last = 0  # a request for another model uses up nothing
+        if self._models is not None:
+            guard = ModelGuard(self._models, facts, has_body=not message.request_headers.end_of_stream)
+            if guard.refuses:
+                return self._reject("model", 403, "the model is not allowed")
+            if guard.needs_body and (self._streamed_request or not waits):
+                return self._fail("nothing can be decided on a request body that the gateway does not hold", "")
+            if guard.needs_body:
+                self._guard = guard
+                self._request_body = []
+                last = 0  # a request for another model uses up nothing
         strip = action_set.response_reader is not None and self._metered and self._plan.strip_accept_encoding
         encoded = strip and "accept-encoding" in facts.headers
         asked: Reading = "nothing" if self._streamed_request else reading
         return self._run(last, GO_ON[asked, encoded] + self._changes, forwards=not waits)
-
-    def _may_use(self, *, waits: bool = False) -> bool:
-        """Whether the caller may ask for every model that is named; with `waits` the body may still name one (S4.5).
-
-        What generates nothing may be asked by everybody.
-        """
-        if self._models is None or not self._metered:
-            return True
-        named = [model for model in (model_from_path(self._path.decode("latin-1")), self._model) if model]
-        return (waits or bool(named)) and self._models.issuperset(named)
 
     # ── request body ──────────────────────────────────────────────────────────────────────────────
 
@@ -471,11 +469,13 @@ class Exchange:
         self._request_reader = None
         reader.close()
         self._model = reader.findings.model
-        whole = ended or reader.complete
-        if not whole and action_set.decides_on_body:
+        whole = ended or (reader.complete and self._guard is None)
+        if action_set.decides_on_body and (not whole or reader.unread == "too_large"):
             return self._too_large()
-        if not self._may_use():
+        if self._guard is not None and not self._guard.allows(b"".join(self._request_body or ())):
             return self._reject("model", 403, "the model is not allowed")
+        if action_set.decides_on_body and reader.unread is not None:
+            return self._fail(f"the request body cannot be read: {reader.unread}", "")
         if whole and message is not None:
             reply = self._asking_for_usage(message, reply)
         if self._state is not _State.REQUEST:

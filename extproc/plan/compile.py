@@ -48,6 +48,8 @@ _TYPES = frozenset({"bool", "bytes", "double", "dyn", "int", "list", "map", "nul
 _PATH = re.compile(r"""\brequest\s*(?:\.\s*path\b|\[\s*["']path["']\s*\])""")
 _SAFE_PATH = re.compile(_PATH.pattern + r"\s*\)*\s*\.\s*(?:startsWith|contains)\s*\(")
 _HOST = re.compile(r"""\brequest\s*\.\s*host\b(?!\s*\.\s*(?:lowerAscii|startsWith|contains))""")
+_REQUEST = 4 * 1024 * 1024
+"""Bytes of a request body that are parsed whole, and those that a compressed one may decode to."""
 _REQUEST_MODEL = Shape("request", opening=b"(?!)", needles=(), counts=(), models=("/model",))
 """Of a request the model that it names is wanted, whatever the dialect."""
 
@@ -107,7 +109,7 @@ class _Compiler:
             meter=_meter(self._config),
             labels=labels,
             metadata_namespace=self._config.metadata_namespace,
-            metered_methods=frozenset(method.encode() for method in self._config.metered_methods),
+            metered_methods=frozenset(method.upper().encode() for method in self._config.metered_methods),
             charge_errors=self._config.charge_errors,
             strip_accept_encoding=self._config.strip_accept_encoding,
             shows_quotas=self._config.rate_limit_headers == "always",
@@ -167,7 +169,10 @@ class _Compiler:
         pointers = _pointers(calls, "request")
         if not (pointers or needed or (reports and self._config.include_usage.enabled)):
             return None
-        return ReaderFactory(Wanted(pointers, (_REQUEST_MODEL,), count_text=False), self._limits())
+        # A client must not choose how long it is read: parsing is faster than scanning, and little decodes to little.
+        limits = self._limits()
+        limits = BodyLimits(max(limits.json_buffer, _REQUEST), limits.sse_event, min(limits.decoded, _REQUEST))
+        return ReaderFactory(Wanted(pointers, (_REQUEST_MODEL,), count_text=False), limits)
 
     def _response_reader(self, calls: Sequence[PointerCall], dialect: DialectName | None) -> ReaderFactory:
         chosen = dialect or self._config.dialect

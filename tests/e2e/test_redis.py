@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import time
@@ -20,10 +19,11 @@ import aiohttp
 import pytest
 import yaml
 from support.envoy_client import Answer, Client, assert_clean, client_of
-from support.processes import Command, run, write
+from support.processes import Command, write
 from support.redis_server import RedisServer, eventually
 from support.waiting import until
 
+from extproc.cli import main
 from extproc.config.model import Listener
 from extproc.demo.stack import LOCAL, Stack
 from extproc.gateway.bootstrap import bootstrap
@@ -34,9 +34,12 @@ from extproc.simulator import Simulator
 
 pytestmark = pytest.mark.e2e
 
+USER = "counting-user"
 SOON = 2.0
 """Seconds: far more than an answer needs, and less than what gives up waiting for a connection."""
-PASSWORD = "hunter2-in-redis"
+SECRET = "hunter2"
+PASSWORD = f"{SECRET}@home"
+"""As in an address; a part of it is as bad as all of it."""
 STREAM = {"model": "m", "stream": True, "stream_options": {"include_usage": True}, "messages": []}
 WHO = {"expression": {"key": "user", "value": "request.headers['x-user']"}}
 TOKENS = {"expression": {"key": "ratelimit.hits_addend", "value": "usage.total_tokens"}}
@@ -147,12 +150,13 @@ async def quickly(client: Client, **options: Any) -> Answer:
     return answer
 
 
-async def decided(client: Client, **options: Any) -> int:
-    """The status of the first request that is no 500."""
+async def deciding(stack: Stack, client: Client) -> None:
+    """Return when requests are decided on again."""
+    errors = -1
     async with asyncio.timeout(10):
-        while (status := (await client.send(**options)).status) == 500:
-            await asyncio.sleep(0.01)
-    return status
+        while errors != stack.server.metrics.errors:
+            errors = stack.server.metrics.errors
+            await client.send(**as_user("probe"))
 
 
 # ── replicas ──────────────────────────────────────────────────────────────────────────────────────────
@@ -228,7 +232,7 @@ async def test_redis_dies_and_comes_back(redis: RedisServer, mode: str, status: 
             assert (await quickly(client, **as_user("ann"))).status == status
         assert stack.server.metrics.errors == 3
         await redis.start()
-        await until(lambda: stack.server.counters._store.connected)
+        await deciding(stack, client)
         assert await client.statuses(6, **as_user("ann")) == [200] * 5 + [429]
         await assert_clean(stack)
 
@@ -239,8 +243,8 @@ async def test_redis_is_not_there_at_the_start(tmp_path: Path) -> None:
     async with Stack(configured(redis.url)) as stack, client_of(stack) as client:
         assert (await quickly(client, **as_user("ann"))).status == 500
         async with redis:
-            assert await decided(client, **as_user("ann")) == 200
-            assert await client.statuses(5, **as_user("ann")) == [200] * 4 + [429]
+            await deciding(stack, client)
+            assert await client.statuses(6, **as_user("ann")) == [200] * 5 + [429]
 
 
 async def test_redis_hangs(redis: RedisServer) -> None:
@@ -366,31 +370,50 @@ async def test_headers_tell_what_all_replicas_have_left(redis: RedisServer, tmp_
         await assert_clean(gateway)
 
 
-async def test_pages_with_redis_and_without(redis: RedisServer) -> None:
-    """`/usage`, `/metrics`, `extproc top`: what is in Redis, and without it all the rest, at once."""
-    config = configured(redis.url, metrics={"labels": {"user": ["request.headers['x-user']"]}})
-    async with Stack(config) as stack, client_of(stack) as client:
-        admin = stack.server.admin_address
-        await client.statuses(6, **as_user("ann"))
-        page = json.loads(await fetch(client, admin, "/usage"))
-        [limit] = page["limits"]
-        assert (limit["limit"], limit["used"], limit["maximum"]) == ("five-requests", 5, 5)
-        ratio = 'extproc_limit_used_ratio{namespace="requests",limit="five-requests"}'
-        assert f"{ratio} 1" in await fetch(client, admin, "/metrics")
-        status, out, _ = await run("top", "--once", "--admin", admin)
-        assert (status, "ann" in out, "five-requests" in out) == (0, True, True)
+LABELS = {"metrics": {"labels": {"user": ["request.headers['x-user']"]}}}
+RATIO = 'extproc_limit_used_ratio{namespace="requests",limit="five-requests"}'
+REFUSALS = 'extproc_limit_refusals_total{namespace="requests",limit="five-requests"} 1'
 
+
+async def test_pages_tell_what_is_in_redis(redis: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """S1.20: `/usage`, `/metrics` and `extproc top` of a server that counted nothing itself."""
+    config = configured(redis.url, **LABELS)
+    async with Stack(config) as other, client_of(other) as client:
+        assert await client.statuses(4, **as_user("ann")) == [200] * 4
+        async with Stack(config) as stack:
+            admin = stack.server.admin_address
+            [limit] = json.loads(await fetch(client, admin, "/usage"))["limits"]
+            assert (limit["limit"], limit["used"], limit["maximum"]) == ("five-requests", 4, 5)
+            assert f"{RATIO} 0.8" in await fetch(client, admin, "/metrics")
+            out = await top(admin, capsys)
+            assert "ann" in out
+            assert "five-requests" in out
+
+
+async def test_pages_without_redis(redis: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """They come at once, with all that is known without it."""
+    async with Stack(configured(redis.url, **LABELS)) as stack, client_of(stack) as client:
+        assert await client.statuses(6, **as_user("ann")) == [200] * 5 + [429]
         await redis.stop()
-        stack.server.metrics.limits._near._fresh_until = 0.0
-        metrics = await fetch(client, admin, "/metrics")
-        assert ratio not in metrics
-        assert 'extproc_limit_refusals_total{namespace="requests",limit="five-requests"} 1' in metrics
-        await until(lambda: True)
-        status, out, _ = await run("top", "--once", "--admin", admin)
-        assert (status, "ann" in out) == (0, True)
+        assert (await client.send(**as_user("ann"))).status == 500
+        admin = stack.server.admin_address
+        page = json.loads(await fetch(client, admin, "/usage"))
+        [row] = page["rows"]
+        assert (page["limits"], row["requests"]) == ([], {"allowed": 5, "refused": 1})
+        metrics = (await fetch(client, admin, "/metrics")).splitlines()
+        assert REFUSALS in metrics
+        assert not any(line.startswith(RATIO) for line in metrics)
+        assert "ann" in await top(admin, capsys)
+
+
+async def top(admin: str | None, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `extproc top --once` prints."""
+    assert await asyncio.to_thread(main, ["top", "--once", "--admin", str(admin)]) == 0
+    return capsys.readouterr().out
 
 
 async def fetch(client: Client, admin: str | None, path: str) -> str:
+    """A page of the admin port, which nobody had to wait for."""
     began = time.monotonic()
     async with client.session.get(f"http://{admin}{path}") as page:
         text = await page.text()
@@ -416,43 +439,60 @@ BAD_STORAGES = [
 ]
 
 
-async def test_check_says_what_is_wrong_with_a_storage(tmp_path: Path) -> None:
-    """Each at its field, and never with the password."""
-
-    async def refused(number: int, storage: object, message: str) -> None:
-        file = write(tmp_path / f"{number}.json", configured(storage))
-        status, out, err = await run("check", file)
-        assert (status, out) == (2, "")
-        assert message in err
-        assert PASSWORD not in err
-
-    for number, (storage, message) in enumerate(BAD_STORAGES):
-        await refused(number, storage, message)
+@pytest.mark.parametrize(("storage", "message"), BAD_STORAGES)
+def test_check_says_what_is_wrong_with_a_storage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], storage: object, message: str
+) -> None:
+    """At its field, and never with the password."""
+    assert main(["check", str(write(tmp_path / "extproc.json", configured(storage)))]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert SECRET not in err
 
 
 async def test_no_password_is_ever_shown(tmp_path: Path) -> None:
-    """In no log line at any level, no page and no error: served, refused, killed, reloaded, and with a wrong one."""
+    """In no log line at any level and on no page: served, killed, reloaded, not let in."""
     async with AsyncExitStack() as parts:
         redis = await parts.enter_async_context(RedisServer(tmp_path, requirepass=PASSWORD))
-        url = f"redis://default:{PASSWORD}@{redis.address}"
+        url = f"redis://{USER}:{PASSWORD}@{redis.address}"
+        await redis.do("ACL", "SETUSER", USER, "on", f">{PASSWORD}", "~*", "+@all")
         config = {**LOCAL, **configured(url, log={"level": "debug"})}
         file = write(tmp_path / "extproc.json", config)
         server = await parts.enter_async_context(Command("serve", file))
         ready = await server.until("ready")
         model = await parts.enter_async_context(Simulator())
-        envoy = await parts.enter_async_context(
-            EnvoyProcess(bootstrap(upstream=model.address, extproc=ready["listeners"]))
-        )
+        gateway = bootstrap(upstream=model.address, extproc=ready["listeners"])
+        envoy = await parts.enter_async_context(EnvoyProcess(gateway))
         session = await parts.enter_async_context(aiohttp.ClientSession())
         client = Client(f"http://{envoy.address}", session)
-        shown = []
+        shown: list[str] = []
+
+        async def look() -> None:
+            for path in ("/config", "/metrics", "/usage", "/"):
+                shown.append(await fetch(client, ready["admin"], path))
+
         assert await client.statuses(6, **as_user("ann")) == [200] * 5 + [429]
-        shown += [await fetch(client, ready["admin"], path) for path in ("/config", "/metrics", "/usage", "/")]
+        await look()
         await redis.stop()
         assert (await client.send(**as_user("ann"))).status == 500
-        await server.until(f"Redis at {redis.address} is away")
-        write(file, {**config, "storage": f"redis://default:{PASSWORD}@{redis.address}/1"})
-        server.signal(signal.SIGHUP)
-        await server.until("a change waits for a restart")
-        print(server.lines)
-        print(shown)
+        await said(server, "is away")
+        # It comes back without that user: nobody is let in.
+        await redis.start()
+        await said(server, "refuses us")
+        assert (await client.send(**as_user("ann"))).status == 500
+        for number, storage in enumerate((f"{url}/1", f"{url}/x", {"uri": url}), start=1):
+            write(file, {**config, "storage": storage})
+            server.signal(signal.SIGHUP)
+            await server.until("reloaded" if number == 1 else "reload rejected, the old configuration stays")
+        await look()
+        server.signal(signal.SIGTERM)
+        assert await server.ended() == 0
+        shown += [json.dumps(line) for line in server.lines]
+        assert f"redis://***@{redis.address}" in "".join(shown)
+        assert not [text for text in shown if SECRET in text or USER in text]
+
+
+async def said(server: Command, words: str) -> None:
+    """Return when there is a line with `words`."""
+    await until(lambda: any(words in str(line.get("event")) for line in server.lines))
