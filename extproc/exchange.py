@@ -283,10 +283,7 @@ class Exchange:
         except ActionFailure as error:
             return self._fail(f"route: {error}", "")
         if evaluation is None:
-            self._shared.metrics.misses += 1
-            self._shared.metrics.allowed += 1
-            self._end("unmatched")
-            return NOT_OURS
+            return self._unmatched(facts)
         self._evaluation = evaluation
         self._action_set = action_set = evaluation.action_set
         self._shared.metrics.hits += 1
@@ -298,6 +295,20 @@ class Exchange:
         if action_set.auth_actions:
             return self._identified(facts, message, 0)
         return self._admitted(facts, message)
+
+    def _unmatched(self, facts: RequestFacts) -> Reply:
+        """No action set is for this request: it passes, unless that is not wanted."""
+        self._shared.metrics.misses += 1
+        self._end("unmatched")
+        refusals = self._plan.no_match
+        if refusals is None:
+            self._shared.metrics.allowed += 1
+            return NOT_OURS
+        self._shared.metrics.denied += 1
+        self._shared.spending.rejected("no_match")
+        self._note_ids(facts)
+        self._shared.decisions.note("denied", {**self._about, "decision": "denied", "code": 404, "reason": "no match"})
+        return refusals.rejected("no_match", 404, shown=self._headers, request_id=self.request_id)
 
     # ── who calls ─────────────────────────────────────────────────────────────────────────────────
 

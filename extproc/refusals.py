@@ -20,8 +20,8 @@ from extproc.telemetry.names import printable
 
 Headers = tuple[tuple[str, str], ...]
 Profile = Literal["kuadrant", "gloo", "openai", "anthropic"]
-Rejection = Literal["unauthenticated", "unauthorized", "model", "no_limit"]
-"""Caller unknown; caller known and refused; model not allowed; no limit for the caller."""
+Rejection = Literal["unauthenticated", "unauthorized", "model", "no_limit", "no_match"]
+"""Caller unknown; caller known and refused; model not allowed; no limit for the caller; no action set."""
 Kind = Literal[Rejection, "limited"]
 
 LONGEST_WAIT: Final = 60
@@ -40,6 +40,7 @@ _TEXT: Final[Mapping[Kind, str]] = {
     "unauthorized": "",
     "model": "RBAC: access denied",
     "no_limit": "Forbidden\n",
+    "no_match": "Not Found\n",
 }
 _MESSAGE: Final[Mapping[Kind, str]] = {
     "limited": "Rate limit reached.",
@@ -47,6 +48,7 @@ _MESSAGE: Final[Mapping[Kind, str]] = {
     "unauthorized": "You are not allowed to use this service.",
     "model": "You are not allowed to use this model, or it does not exist.",
     "no_limit": "No quota is assigned to you.",
+    "no_match": "There is nothing at this address.",
 }
 _OPENAI: Final[Mapping[Kind, tuple[str, str]]] = {
     "limited": ("rate_limit_error", "rate_limit_exceeded"),
@@ -54,6 +56,7 @@ _OPENAI: Final[Mapping[Kind, tuple[str, str]]] = {
     "unauthorized": ("invalid_request_error", "permission_denied"),
     "model": ("invalid_request_error", "model_not_found"),
     "no_limit": ("insufficient_quota", "insufficient_quota"),
+    "no_match": ("invalid_request_error", "not_found"),
 }
 """`type` and `code`."""
 _REQUEST_ID: Final[Mapping[Profile, str]] = {"openai": "x-request-id", "anthropic": "request-id"}
@@ -64,6 +67,7 @@ _ANTHROPIC: Final[Mapping[Kind, str]] = {
     "unauthorized": "permission_error",
     "model": "permission_error",
     "no_limit": "permission_error",
+    "no_match": "not_found_error",
 }
 
 

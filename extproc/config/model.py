@@ -639,6 +639,11 @@ class Config(Model):
         description="Which answers carry `x-ratelimit-limit`, `-remaining` and `-reset` (draft 03) of the limit "
         "that is nearest to its end; refusals also `retry-after`.",
     )
+    on_no_match: FailureMode = Field(
+        default="allow",
+        description="A request that no action set matches: `deny` answers 404, so that nothing gets to a model that "
+        "nobody thought of.",
+    )
     on_no_limit: FailureMode = Field(
         default="allow",
         description="A request of an action set with limits to none of which it belongs, such as one of an unknown "

@@ -26,7 +26,14 @@ _RESERVED: Final = frozenset("true false null in".split())
 
 
 class NotThere(Exception):
-    """The way to a value ends early: a key is missing, or something on the way is no map."""
+    """The way to a value ends early: a key is missing, or something on the way is no map.
+
+    `where` is how far it leads, and what is there: to CEL's `has` and `type` that makes a difference.
+    """
+
+    def __init__(self, message: str, where: tuple[int, str] = (0, "")) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +51,19 @@ class Lookup:
 
     def find(self, value: Any) -> Any:
         """Where the steps lead from `value`, which is that of the root. Raises NotThere."""
-        for step in self.steps:
+        for depth, step in enumerate(self.steps):
             if type(value) is dict or isinstance(value, Mapping):
                 if step not in value:
-                    raise NotThere(f"no such key '{step}'")
+                    raise _not_there(step, depth, value)
                 value = value[step]
             elif isinstance(step, int) and isinstance(value, (list, tuple)):
                 if step >= len(value):
-                    raise NotThere(f"no index {step}")
+                    raise _not_there(step, depth, value)
                 value = value[step]
             elif step == 0 and isinstance(value, str):
                 pass  # a claim with one value comes as a list or as a text, as its issuer likes
             else:
-                raise NotThere(f"no such key '{step}'")
+                raise _not_there(step, depth, value)
         return value
 
 
@@ -77,6 +84,10 @@ class Comparison:
         literal = _LITERAL.fullmatch(source, end)
         text = None if literal is None else _text(literal.group(1))
         return None if text is None else cls(lookup, text)
+
+
+def _not_there(step: Step, depth: int, value: Any) -> NotThere:
+    return NotThere(f"no such key '{step}'", (depth, type(value).__name__))
 
 
 def _parse(source: str) -> tuple[Lookup, int] | None:

@@ -220,6 +220,8 @@ def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Js
         "use_remote_address": True,
         "normalize_path": True,
         "merge_slashes": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "common_http_protocol_options": {"headers_with_underscores_action": "DROP_HEADER"},
         "route_config": routes,
         "http_filters": filters,
     }

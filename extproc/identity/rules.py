@@ -58,7 +58,10 @@ class Expressions:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Headers of a client that the model never sees: those named exactly, and those that begin so."""
+    """Headers of a client that the model never sees: those named exactly, and those that begin so.
+
+    With `_` in the place of `-` too: to CGI and its descendants they are the same.
+    """
 
     names: frozenset[str]
     beginnings: tuple[str, ...]
@@ -66,10 +69,14 @@ class Removal:
     def of(self, facts: RequestFacts) -> tuple[str, ...]:
         """Those that the request carries."""
         names, beginnings = self.names, self.beginnings
-        return tuple([name for name in facts.headers if name in names or name.startswith(beginnings)])
+        unwanted = [name for name in facts.headers if name in names or name.startswith(beginnings)]
+        if any(["_" in name for name in facts.headers]):
+            unwanted += [name for name in facts.headers if "_" in name and self.concerns(name)]
+        return tuple(unwanted)
 
     def concerns(self, name: str) -> bool:
         """Whether a header called `name` is removed."""
+        name = name.replace("_", "-")
         return name in self.names or name.startswith(self.beginnings)
 
 

@@ -229,15 +229,15 @@ def _below_auth(lookup: Lookup) -> Getter:
 
 
 def key_of(lookup: Lookup) -> Getter:
-    """What tells values at `lookup` apart: a text as it is, anything else as JSON, None where there is none."""
+    """What tells values at `lookup` apart: a text as it is, anything else as JSON; where there is none, how near."""
     get = getter_of(lookup) or _whole(lookup.root)
 
-    def find(facts: RequestFacts) -> str | bytes | None:
+    def find(facts: RequestFacts) -> str | bytes | tuple[int, str]:
         try:
             value = get(facts)
-        except NotThere:
-            return None
-        return value if value is None or isinstance(value, str) else orjson.dumps(value, default=str)
+        except NotThere as error:
+            return error.where
+        return value if isinstance(value, str) else orjson.dumps(value, default=str)
 
     return find
 

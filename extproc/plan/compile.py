@@ -112,6 +112,9 @@ class _Compiler:
             metered_methods=frozenset(method.upper().encode() for method in self._config.metered_methods),
             charge_errors=self._config.charge_errors,
             strip_accept_encoding=self._config.strip_accept_encoding,
+            no_match=None
+            if self._config.on_no_match == "allow"
+            else _refusals(self._config.deny_with, tells_limits=False),
             shows_quotas=self._config.rate_limit_headers == "always",
             report_wait=self._config.report.wait,
             request_id_header=self._config.observability.http_header_identifier,
@@ -158,7 +161,9 @@ class _Compiler:
             denies_without_limit=denies and any(action.service.call != "report" for action in request),
             include_usage=self._usage_requests() if response else None,
             reads_prompts=bool(response) and self._estimates and self._config.estimates.prompt == "text",
-            refusals=_refusals(config.deny_with or self._config.deny_with, self._config.rate_limit_headers != "none"),
+            refusals=_refusals(
+                config.deny_with or self._config.deny_with, tells_limits=self._config.rate_limit_headers != "none"
+            ),
         )
 
     @property
@@ -520,7 +525,7 @@ def _meter(config: Config) -> Meter:
     return Meter(policy, Prices(prices))
 
 
-def _refusals(deny: DenyWith, tells_limits: bool) -> Refusals:
+def _refusals(deny: DenyWith, *, tells_limits: bool) -> Refusals:
     body = None if deny.body is None else deny.body.encode()
     headers = tuple((name.lower(), value) for name, value in deny.headers.items())
     return Refusals(deny.profile, deny.status, headers, body, tells_limits)

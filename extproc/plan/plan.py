@@ -82,6 +82,8 @@ class Plan:
     metered_methods: frozenset[bytes]
     charge_errors: bool
     strip_accept_encoding: bool
+    no_match: Refusals | None
+    """How requests are refused that no action set matches; None where they pass."""
     shows_quotas: bool
     """Whether answers that pass tell what is left of limits."""
     report_wait: float

@@ -21,8 +21,8 @@ from extproc.usage.usage import Usage
 
 Who = tuple[str, ...]
 """One value for each label, in their order; "" where it is not known."""
-Rejection = Literal["unauthenticated", "unauthorized", "model", "no_limit"]
-"""Why a request was answered 401 or 403: nobody known, not allowed, not this model, a member of no limit."""
+Rejection = Literal["unauthenticated", "unauthorized", "model", "no_limit", "no_match"]
+"""Why a request was answered 401, 403 or 404: nobody known, not allowed, not this model, no limit, no action set."""
 
 MAX_NAMESPACES: Final = 100
 MAX_LIMITS: Final = 500

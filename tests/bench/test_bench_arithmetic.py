@@ -15,7 +15,7 @@ from bench.clients import Reader
 from bench.errors import BenchError
 from bench.load import find_h2load, parse, percentile
 from bench.results import Run, median, ratio, rows, save, table
-from bench.stack import Counts, configuration, parse_metered
+from bench.stack import Counts, checking, parse_lost, parse_metered
 
 TICKS = os.sysconf("SC_CLK_TCK")
 STAT = "4242 (python -m (x) y) S 1 4242 4242 0 -1 4194560 9 0 0 0 {utime} {stime} 7 8 20 0 12 0 1 2 3"
@@ -199,13 +199,23 @@ def test_metered_answers_are_read_from_the_metrics() -> None:
         parse_metered("")
 
 
-@pytest.mark.parametrize("limiter", ["embedded", "127.0.0.1:1"])
-def test_our_server_takes_the_configuration(limiter: str) -> None:
+def test_lost_reports_are_read_from_the_metrics() -> None:
+    """A report that never arrives costs little: a run with one is no result."""
+    metrics = "".join(
+        f'extproc_reports_total{{result="{result}"}} {count}.0\n'
+        for result, count in {"sent": 9, "dropped": 0, "failed": 2}.items()
+    )
+    assert parse_lost(metrics) == {"reports_dropped": 0, "reports_failed": 2}
+    with pytest.raises(BenchError, match="reports_failed 2"):
+        Counts(5, 5, 20, 5, parse_lost(metrics)).check(5)
+
+
+def test_our_server_takes_the_configuration() -> None:
     from extproc.config.model import Config
 
-    read = Config.model_validate(configuration("127.0.0.1:1", "127.0.0.1:2", limiter))
-    assert read.endpoints["limiter"].address == limiter
-    assert bool(read.limits) == (limiter == "embedded")
+    read = Config.model_validate(checking())
+    assert read.endpoints["limiter"].address == "embedded"
+    assert len(read.embedded_limits) == 1
 
 
 async def test_frames_are_found_however_they_are_split() -> None:

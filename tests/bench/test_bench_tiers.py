@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.harness import Gateway, kinds
+from support.messages import request_headers, response_body, response_headers
 
 from bench import tiers
 from bench.__main__ import available
@@ -21,8 +23,6 @@ from bench.users import Round, bytes_each, mean_us
 from extproc.config.load import parse_config
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.limits import LimitSet
-from support.harness import Gateway, kinds
-from support.messages import request_headers, response_body, response_headers
 
 ANSWER = b'{"usage":{"prompt_tokens":12,"completion_tokens":12,"total_tokens":24}}'
 

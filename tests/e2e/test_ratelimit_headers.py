@@ -6,6 +6,7 @@ Windows of the embedded limiter go by a clock of the test. Those of `extproc lim
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -14,11 +15,15 @@ import pytest
 import pytest_asyncio
 from support.envoy_client import Client, assert_clean, client_of
 from support.hand_model import hand_model
+from support.limiters import served
 from support.processes import Command, write
 from support.sdks import Clock
 
+from extproc.config.model import Limit
 from extproc.demo.stack import Stack
 from extproc.gateway.ports import free_port
+from extproc.limiter.embedded import EmbeddedLimiter
+from extproc.limiter.limits import LimitSet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -159,6 +164,30 @@ async def test_only_where_wanted(
         assert [await running.told(**kind) for _ in range(4)] == [(200, allowed)] * 3 + [(429, refused)]
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("none", "Rate limit reached."),
+        ("refused", "Rate limit `a-minute` reached: 3 in 60 s. Please try again in 60 s."),
+    ],
+)
+async def test_the_message_tells_no_more_than_the_headers(section: str, message: str) -> None:
+    """What operators keep to themselves is in no body either."""
+    config = configured(REQUESTS, limit("a-minute", 3, 60), rateLimitHeaders=section, denyWith="openai")
+    async with gateway(config) as running:
+        *_, refused = [await running.client.send(headers={"x-user": "ann"}) for _ in range(4)]
+        assert (refused.status, json.loads(refused.body)["error"]["message"]) == (429, message)
+        assert b"a-minute" not in refused.body or section == "refused"
+
+
+async def test_a_body_of_the_operators_is_no_json_of_ours() -> None:
+    deny = {"profile": "openai", "body": "later\n"}
+    async with gateway(configured(REQUESTS, limit("a-minute", 0, 60), denyWith=deny)) as running:
+        refused = await running.client.send(headers={"x-user": "ann"})
+        assert (refused.status, refused.body) == (429, b"later\n")
+        assert refused.headers["content-type"] == "text/plain"
+
+
 async def test_nothing_is_told_of_limits_that_do_not_exist() -> None:
     """No limit for this request, no limit at all for this path, no caller to count for."""
     config = configured(REQUESTS, limit("a-minute", 3, 60), rateLimitHeaders="always", onNoLimit="deny")
@@ -205,7 +234,9 @@ ELSEWHERE = '3, 3;w=86400;name="a-day"'
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def limiters(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, str]]:
     """`extproc limiter` with each `--rate-limit-headers`: the addresses."""
-    limits = write(tmp_path_factory.mktemp("limits") / "limits.json", [limit("a-day", 3, DAY)])
+    limits = write(
+        tmp_path_factory.mktemp("limits") / "limits.json", [limit("a-day", 3, DAY), limit("odd", 0, 50, "odd")]
+    )
     async with AsyncExitStack() as parts:
         found, processes = {}, []
         for setting in ("NONE", "DRAFT_VERSION_03"):
@@ -252,3 +283,27 @@ async def test_a_limiter_over_grpc(
                 "0",
             )
             assert DAY - 60 < int(found.get("retry-after", DAY)) <= DAY
+
+
+@pytest.mark.parametrize(("section", "allowed"), [("always", QUOTA), ("refused", set()), ("none", set())])
+async def test_a_limiter_that_tells_us_and_not_the_client(section: str, allowed: set[str]) -> None:
+    """As Envoy's service answers: statuses, of which `rateLimitHeaders` makes headers, or not."""
+    limiter = EmbeddedLimiter(LimitSet([Limit(namespace="requests", name="a-day", max_value=3, seconds=DAY)]))
+    limiter.tells_quotas = True
+    async with served(limiter) as address:
+        config = configured(REQUESTS, rateLimitHeaders=section, endpoints={"limiter": address})
+        async with gateway(config) as running:
+            for remaining in ("2", "1"):
+                status, found = await running.told()
+                assert (status, set(found)) == (200, allowed)
+                assert found.get("x-ratelimit-remaining", remaining) == remaining
+
+
+async def test_a_window_that_has_no_name_over_grpc(limiters: dict[str, str]) -> None:
+    """Statuses know minutes, hours and days only: of any other window its length is not made up."""
+    config = configured([action("requests", "odd")], denyWith="openai", endpoints={"limiter": limiters["NONE"]})
+    async with gateway(config) as running:
+        refused = await running.client.send(headers={"x-user": "ann"})
+        assert json.loads(refused.body)["error"]["message"] == "Rate limit `odd` reached: 0."
+        assert refused.headers["x-ratelimit-limit"] == '0, 0;name="odd"'
+        assert refused.headers["x-should-retry"] == "false"

@@ -262,3 +262,30 @@ async def test_numbers_are_kept_by_user() -> None:
     assert account.requests["llm/route"].allowed == 1
     (account,) = refusing.spending.accounts()
     assert sum(account.requests["llm/route"].refused.values()) == 1
+
+
+@pytest.mark.parametrize("host", ["example.org", "a.example.com:80:80", "a%2eexample.com"])
+async def test_what_nobody_thought_of_may_be_refused(host: str) -> None:
+    """`onNoMatch: deny`: no way around keys and limits by another host."""
+    gateway = asking(lambda: Verdict(auth=ALICE), tiers(onNoMatch="deny", denyWith="openai"))
+    (reply,) = await gateway.exchange(request_headers(host=host, ends=True))
+    assert reply.immediate_response.status.code == 404
+    assert b'"not_found"' in reply.immediate_response.body
+    assert gateway.spending.rejections["no_match"] == 1
+
+
+@pytest.mark.parametrize("first", [{"tier": None}, {}])
+async def test_null_and_nothing_are_not_the_same(first: dict[str, Any]) -> None:
+    """What is remembered of a token with a null claim is not what one without the claim gets."""
+    config = tiers()
+    config["actionSets"][0]["actions"][1]["conditionalData"] = [
+        {"predicates": ["has(auth.identity.tier)"], "data": [entry("tier", '"there"')]},
+        {"predicates": ["!has(auth.identity.tier)"], "data": [entry("tier", '"not there"')]},
+    ]
+    second = {} if first else {"tier": None}
+    identities = iter([first, second])
+    gateway = asking(lambda: Verdict(auth={"identity": {"userid": "a", "groups": "free", **next(identities)}}), config)
+    for _ in range(2):
+        await gateway.exchange(request_headers(ends=True))
+    found = [call.query.descriptors[0][0][1] for call in gateway.limiter.of("should_rate_limit")]
+    assert found == (["there", "not there"] if first else ["not there", "there"])
