@@ -446,7 +446,7 @@ class Exchange:
     def _read_request(self, action_set: ActionSet, facts: RequestFacts) -> None:
         assert action_set.request_reader is not None
         encoding = facts.header("content-encoding") or ""
-        self._request_reader = action_set.request_reader.open("application/json", encoding)
+        self._request_reader = action_set.request_reader.open(encoding)
         if self._evaluation is not None and self._evaluation.names_body:
             self._request_body = []
 

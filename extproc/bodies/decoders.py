@@ -52,13 +52,13 @@ class Decoder(Protocol):
         """Yield what is still held when the body ends. A body cut short is no error."""
 
 
-def decoder_for(content_encoding: str, limit: int) -> Decoder | None:
-    """A decoder for a Content-Encoding value such as `gzip, br`; None when a coding is unknown to us.
+def decoder_for(content_encoding: str, limit: int, codings: int = MAX_CODINGS) -> Decoder | None:
+    """A decoder for a Content-Encoding value such as `gzip, br`; None for an unknown coding, or more than `codings`.
 
     `limit` is the most bytes that each coding of the list may decode to; a body without coding has no limit.
     """
     names = [name for item in content_encoding.lower().split(",") if (name := item.strip()) not in ("", "identity")]
-    if len(names) > MAX_CODINGS or not all(name in _CODECS for name in names):
+    if len(names) > codings or not all(name in _CODECS for name in names):
         return None
     decoders: list[Decoder] = [_CODECS[name](limit) for name in reversed(names)]
     return reduce(_Chain, decoders) if decoders else _Identity()

@@ -19,15 +19,20 @@ from extproc.facts import RequestFacts
 _GENERATES_NOTHING: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE"})
 _PLACES: Final = (
     re.compile(r"/(?:deployments|engines)/([^/]+)", re.I),
+    re.compile(r"/endpoints/([^/:]+)", re.I),
     re.compile(r"/(?:models|tunedmodels)/([^/:]+)", re.I),
     # Bedrock. An ARN may come with its slash as it is.
     re.compile(r"/model/(.+)/[^/]+/*$", re.I),
 )
 """Where paths name a model; the first group is its name."""
-_AMBIGUOUS: Final = re.compile(r"//|\\|/\.{1,2}(?:/|$)|%")
+_AMBIGUOUS: Final = re.compile(r"//|[\\;%]|/\.{1,2}(?:/|$)")
 """In a decoded path: servers and proxies differ in where it leads."""
-_JSON: Final = re.compile(r"\s*(?:application|text)/(?:[\w.-]+\+)?json\s*(?:;.*)?", re.I)
+_JSON: Final = re.compile(r'\s*(?:application|text)/(?:[\w.-]+\+)?json\s*(?:;\s*charset="?utf-8"?\s*)?', re.I)
+"""In another charset the same bytes may say something else."""
+_OVERRIDES: Final = ("x-http-method-override", "x-http-method", "x-method-override")
 _MODEL: Final = "model"
+_FALLBACKS: Final = frozenset({"models", "fallbacks"})
+"""Members in which gateways find models to fall back on."""
 
 
 class ModelGuard:
@@ -60,7 +65,7 @@ def _generates(facts: RequestFacts) -> bool:
     """Whether a request without a body may have a model work: methods that may, and what only looks harmless."""
     method = facts.headers.get(":method", b"").upper()
     headers = facts.headers
-    return method not in _GENERATES_NOTHING or "upgrade" in headers or "x-http-method-override" in headers
+    return method not in _GENERATES_NOTHING or "upgrade" in headers or any(name in headers for name in _OVERRIDES)
 
 
 def names_in_target(target: str) -> frozenset[str] | None:
@@ -75,13 +80,18 @@ def names_in_target(target: str) -> frozenset[str] | None:
 
 
 def names_in_body(body: bytes) -> frozenset[str] | None:
-    """The models that a JSON object names, in any case and as often as it does; None for anything else."""
+    """The models that a JSON object names, in any case and as often as it does; None for anything else.
+
+    Of an object with models to fall back on it is not certain which it will be.
+    """
     try:
         document = orjson.loads(body)
         if not isinstance(document, dict):
             return None
         # Of a name that is given twice orjson keeps the last value; other parsers keep the first.
         pairs = json.loads(body, object_pairs_hook=list) if _may_repeat(body) else list(document.items())
+        if any(key.casefold() in _FALLBACKS for key in document):
+            return None
     except (ValueError, RecursionError):
         return None
     values = [value for key, value in pairs if isinstance(key, str) and key.casefold() == _MODEL]

@@ -70,7 +70,7 @@ class Removal:
         """Those that the request carries."""
         names, beginnings = self.names, self.beginnings
         unwanted = [name for name in facts.headers if name in names or name.startswith(beginnings)]
-        if any(["_" in name for name in facts.headers]):
+        if "_" in "".join(facts.headers):
             unwanted += [name for name in facts.headers if "_" in name and self.concerns(name)]
         return tuple(unwanted)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import cel
 
 from extproc.bodies.reader import BodyLimits, ReaderFactory
+from extproc.bodies.request_reader import RequestReaderFactory
 from extproc.bodies.shapes import Shape
 from extproc.bodies.wanted import Wanted
 from extproc.config.errors import ConfigError, Problem
@@ -48,8 +49,6 @@ _TYPES = frozenset({"bool", "bytes", "double", "dyn", "int", "list", "map", "nul
 _PATH = re.compile(r"""\brequest\s*(?:\.\s*path\b|\[\s*["']path["']\s*\])""")
 _SAFE_PATH = re.compile(_PATH.pattern + r"\s*\)*\s*\.\s*(?:startsWith|contains)\s*\(")
 _HOST = re.compile(r"""\brequest\s*\.\s*host\b(?!\s*\.\s*(?:lowerAscii|startsWith|contains))""")
-_REQUEST = 4 * 1024 * 1024
-"""Bytes of a request body that are parsed whole, and those that a compressed one may decode to."""
 _REQUEST_MODEL = Shape("request", opening=b"(?!)", needles=(), counts=(), models=("/model",))
 """Of a request the model that it names is wanted, whatever the dialect."""
 
@@ -170,14 +169,14 @@ class _Compiler:
     def _estimates(self) -> bool:
         return self._config.on_missing_usage == "estimate"
 
-    def _request_reader(self, calls: Sequence[PointerCall], *, needed: bool, reports: bool) -> ReaderFactory | None:
+    def _request_reader(
+        self, calls: Sequence[PointerCall], *, needed: bool, reports: bool
+    ) -> RequestReaderFactory | None:
         pointers = _pointers(calls, "request")
         if not (pointers or needed or (reports and self._config.include_usage.enabled)):
             return None
-        # A client must not choose how long it is read: parsing is faster than scanning, and little decodes to little.
-        limits = self._limits()
-        limits = BodyLimits(max(limits.json_buffer, _REQUEST), limits.sse_event, min(limits.decoded, _REQUEST))
-        return ReaderFactory(Wanted(pointers, (_REQUEST_MODEL,), count_text=False), limits)
+        wanted = Wanted(pointers, (_REQUEST_MODEL,), count_text=False)
+        return RequestReaderFactory(wanted, self._config.bodies.message)
 
     def _response_reader(self, calls: Sequence[PointerCall], dialect: DialectName | None) -> ReaderFactory:
         chosen = dialect or self._config.dialect

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from extproc.bodies.reader import ReaderFactory
+from extproc.bodies.request_reader import RequestReaderFactory
 from extproc.limiter.seam import Query
 from extproc.plan.action import Action, AuthAction, Form
 from extproc.plan.hosts import HostTable
@@ -40,7 +41,7 @@ class ActionSet:
     request_actions: tuple[Action, ...]
     before_body: int
     response_actions: tuple[Action, ...]
-    request_reader: ReaderFactory | None
+    request_reader: RequestReaderFactory | None
     response_reader: ReaderFactory | None
     decides_on_body: bool
     """Whether a decision may depend on the request body, so that a part of it is not enough."""

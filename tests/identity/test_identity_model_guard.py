@@ -51,6 +51,8 @@ def test_what_is_allowed_passes(body: bytes) -> None:
         b"[" * 100_000,
         gzip.compress(b'{"model":"allowed"}', mtime=0),
         b'{"model":"allowed\xff"}',
+        b'{"model":"allowed","models":["forbidden"]}',
+        b'{"model":"allowed","fallbacks":[{"model":"forbidden"}]}',
     ],
 )
 def test_what_is_not_certain_is_refused(body: bytes) -> None:
@@ -58,10 +60,16 @@ def test_what_is_not_certain_is_refused(body: bytes) -> None:
     assert not guard().allows(body)
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [{"content_encoding": "gzip"}, {"content_type": "multipart/form-data; boundary=b"}, {"content_type": "x"}],
-)
+OTHER_KINDS = [
+    {"content_encoding": "gzip"},
+    {"content_type": "multipart/form-data; boundary=b"},
+    {"content_type": "x"},
+    {"content_type": "application/json; charset=utf-7"},
+    {"content_type": "application/json;a=1,application/x-www-form-urlencoded"},
+]
+
+
+@pytest.mark.parametrize("headers", OTHER_KINDS)
 def test_a_body_of_another_kind_is_refused(headers: dict[str, str]) -> None:
     assert not guard(**headers).allows(b'{"model":"allowed"}')
 
@@ -90,6 +98,8 @@ def test_json_goes_by_several_names(content_type: str) -> None:
         "/v2/models/forbidden/infer",
         "/models/forbidden/v1/chat/completions",
         "/v1/realtime?model=forbidden",
+        "/v1/projects/p/locations/l/endpoints/forbidden:predict",
+        "/openai/deployments;a/forbidden/chat",
         "/v1/chat/completions?Model=forbidden",
     ],
 )
@@ -123,6 +133,7 @@ def test_what_generates_nothing_may_be_asked_by_everybody(method: str, headers: 
         ("POST", False, {}),
         ("GET", False, {"upgrade": "websocket"}),
         ("GET", False, {"x_http_method_override": "POST"}),
+        ("GET", False, {"x_method_override": "POST"}),
     ],
 )
 def test_what_only_looks_harmless_is_checked(method: str, has_body: bool, headers: dict[str, str]) -> None:
