@@ -57,6 +57,7 @@ def test_a_compressed_body_is_read() -> None:
         (b"not gzip", "gzip", "corrupt"),
         (b"x", "dcb", "encoding"),
     ],
+    ids=["long", "many values", "little that decodes to much", "twice", "corrupt", "unknown"],
 )
 def test_what_would_take_too_long_is_not_read(body: bytes, encoding: str, unread: str) -> None:
     """A few bytes that become many, or many that mean little, hold up nobody."""

@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 import yaml
 from support.envoy_client import Answer, Client, assert_clean, client_of
-from support.processes import Command, write
+from support.processes import PATIENCE, Command, write
 from support.redis_server import RedisServer, eventually
 from support.waiting import until
 
@@ -214,9 +214,7 @@ async def test_workers_share_it_too(redis: RedisServer, tmp_path: Path) -> None:
         os.kill(server.of("worker started", worker=0)[-1]["pid"], signal.SIGKILL)
         ended = await server.until("worker ended", worker=0)
         assert "lost" not in ended
-        assert await client.statuses(2, **as_user("ann")) == [200] * 2
-        await server.until("ready", worker=0, times=2)
-        assert await client.statuses(2, **as_user("ann")) == [429] * 2
+        assert await client.statuses(4, **as_user("ann")) == [200] * 2 + [429] * 2
 
 
 async def test_limiters_for_other_gateways_share_it_too(redis: RedisServer, tmp_path: Path) -> None:
@@ -404,6 +402,7 @@ RATIO = 'extproc_limit_used_ratio{namespace="requests",limit="five-requests"}'
 REFUSALS = 'extproc_limit_refusals_total{namespace="requests",limit="five-requests"} 1'
 
 
+@pytest.mark.usefixtures("_unshortened")
 async def test_pages_tell_what_is_in_redis(redis: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
     """S1.20: `/usage`, `/metrics` and `extproc top` of a server that counted nothing itself."""
     config = configured(redis.url, **LABELS)
@@ -419,6 +418,7 @@ async def test_pages_tell_what_is_in_redis(redis: RedisServer, capsys: pytest.Ca
             assert "five-requests" in out
 
 
+@pytest.mark.usefixtures("_unshortened")
 async def test_pages_without_redis(redis: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
     """They come at once, with all that is known without it."""
     async with Stack(configured(redis.url, **LABELS)) as stack, client_of(stack) as client:
@@ -433,6 +433,12 @@ async def test_pages_without_redis(redis: RedisServer, capsys: pytest.CaptureFix
         assert REFUSALS in metrics
         assert not any(line.startswith(RATIO) for line in metrics)
         assert "ann" in await top(admin, capsys)
+
+
+@pytest.fixture
+def _unshortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have a narrow terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 async def top(admin: str | None, capsys: pytest.CaptureFixture[str]) -> str:
@@ -529,4 +535,4 @@ async def test_no_password_is_ever_shown(tmp_path: Path) -> None:
 
 async def said(server: Command, words: str) -> None:
     """Return when there is a line with `words`."""
-    await until(lambda: any(words in json.dumps(line) for line in server.lines))
+    await until(lambda: any(words in json.dumps(line) for line in server.lines), PATIENCE)
