@@ -142,6 +142,9 @@ def _add_limiter(commands: Any) -> None:
     parser.add_argument(
         "--storage", default="memory", metavar="URL", help="memory, or redis://... as in a configuration's `storage`"
     )
+    parser.add_argument(
+        "--storage-password-file", type=Path, metavar="FILE", help="holds Redis's password: others can see arguments"
+    )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument("--log-format", default="auto", choices=["auto", "json", "console"])
     parser.set_defaults(run=_limiter)
@@ -250,12 +253,13 @@ def _limiter(options: argparse.Namespace) -> int:
     async def serve() -> None:
         configure(options.log_level, options.log_format)
         headers = options.rate_limit_headers == "DRAFT_VERSION_03"
+        password: Path | None = options.storage_password_file
         server = LimiterServer(
             options.limits,
             options.listen,
             options.admin,
             ratelimit_headers=headers,
-            storage=Storage(url=options.storage),
+            storage=Storage(url=options.storage, password_file=None if password is None else str(password.absolute())),
         )
         server.load()
         await server.run()

@@ -19,6 +19,8 @@ MAX_PROBLEMS = 100
 
 _MAX_SHOWN = 60
 _MAX_NAMES = 30
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
+"""A URL where a name belongs must not tell its password."""
 _PLAIN_STEP = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
@@ -36,7 +38,7 @@ class Problem:
     @classmethod
     def at(cls, steps: Sequence[Step], message: str, file: str = "") -> Problem:
         """A problem at the field that `steps` lead to, e.g. `("actionSets", 0, "name")`."""
-        return cls(field_path(steps), message, file)
+        return cls(_USERINFO.sub("***@", field_path(steps)), message, file)
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.path, self.message) if part)

@@ -13,6 +13,7 @@ from extproc.config.document import parse_document
 from extproc.config.errors import ConfigError, Problem, Snapshot, first_problems, shown
 from extproc.config.files import Files, Unreadable
 from extproc.config.keys import KeyEntry, read_keys
+from extproc.config.masking import without_userinfo
 from extproc.config.model import Config, Limit
 from extproc.config.schema import CONFIG, LIMITS
 from extproc.config.validate import validate
@@ -76,7 +77,7 @@ def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
         except ConfigError as error:
             # Of a file that cannot be read at all, the field that names it is what is wrong.
             limits_problems = tuple(
-                problem if problem.path else Problem("limits", f"{problem.file}: {problem.message}")
+                problem if problem.path else Problem("limits", f"{without_userinfo(problem.file)}: {problem.message}")
                 for problem in error.problems
             )
     if policies.limits and not limits_problems:
