@@ -250,16 +250,18 @@ def _limiter(options: argparse.Namespace) -> int:
     from extproc.telemetry.logs import configure
     from extproc.transport.listener import ListenError
 
+    password: Path | None = options.storage_password_file
+    storage = Storage(url=options.storage, password_file=None if password is None else str(password.absolute()))
+
     async def serve() -> None:
         configure(options.log_level, options.log_format)
         headers = options.rate_limit_headers == "DRAFT_VERSION_03"
-        password: Path | None = options.storage_password_file
         server = LimiterServer(
             options.limits,
             options.listen,
             options.admin,
             ratelimit_headers=headers,
-            storage=Storage(url=options.storage, password_file=None if password is None else str(password.absolute())),
+            storage=storage,
         )
         server.load()
         await server.run()

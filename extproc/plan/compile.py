@@ -23,14 +23,16 @@ from extproc.expressions.lookup import NotThere
 from extproc.facts import RequestFacts
 from extproc.identity.seam import Authenticator
 from extproc.limiter.seam import MAX_HITS, Limiter
-from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Form, Item, Phase, Service
-from extproc.plan.attributes import BODY_ATTRIBUTES, KNOWN, ROOTS, USAGE, Attributes
+from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Item, Phase, Service
+from extproc.plan.attributes import KNOWN, ROOTS, USAGE
 from extproc.plan.bodies import BodyValues
 from extproc.plan.hosts import HostTable
 from extproc.plan.labels import Labels
 from extproc.plan.memo import Memo
-from extproc.plan.plan import ActionSet, Outcome, Outcomes, Plan, Route
-from extproc.plan.sight import ActionFailure, Condition, Fingerprint, Scope, Sight, all_true, fingerprint_of
+from extproc.plan.needs import expressions_of, names_body, phase_of, pointers_of, scope_of
+from extproc.plan.outcomes import fingerprint, outcomes_memo
+from extproc.plan.plan import ActionSet, Plan, Route
+from extproc.plan.sight import ActionFailure, Condition, Sight, all_true
 from extproc.plan.usage_requests import UsageRequests
 from extproc.refusals import Refusals
 from extproc.usage.dialects import DIALECTS
@@ -123,7 +125,7 @@ class _Compiler:
     def _action_set(self, config: ActionSetConfig, path: str) -> ActionSet:
         conditions = config.route_rule_conditions
         predicates = self._predicates(conditions.predicates, f"{path}.routeRuleConditions.predicates")
-        if any(_phase(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
+        if any(phase_of(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
             self._problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
         self._bypass(predicates, f"{path}.routeRuleConditions.predicates")
         actions = [self._any_action(i, action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
@@ -136,18 +138,18 @@ class _Compiler:
             self._warn(f"{path}.actions", "who calls is found out first, whatever the order of the actions")
         expressions = [
             *(predicate.expression for action in auth for predicate in action.predicates),
-            *(e for action in limits for e in _expressions_of(action)),
+            *(e for action in limits for e in expressions_of(action)),
         ]
         calls = [call for expression in expressions for call in expression.references.calls]
-        raw_body = any(_body_members(expression) for expression in expressions)
+        raw_body = any(names_body(expression) for expression in expressions)
         checks_model = any(action.checks_model for action in auth)
-        scope = _scope(expressions)
+        scope = scope_of(expressions)
         denies = (config.on_no_limit or self._config.on_no_limit) == "deny"
         return ActionSet(
             name=config.name,
             predicates=tuple(map(Condition.of, predicates)),
             scope=scope,
-            memo=_memo(known, scope),
+            memo=outcomes_memo(known, scope),
             actions=tuple(known),
             auth_actions=auth,
             request_actions=tuple(request),
@@ -172,7 +174,7 @@ class _Compiler:
     def _request_reader(
         self, calls: Sequence[PointerCall], *, needed: bool, reports: bool
     ) -> RequestReaderFactory | None:
-        pointers = _pointers(calls, "request")
+        pointers = pointers_of(calls, "request")
         if not (pointers or needed or (reports and self._config.include_usage.enabled)):
             return None
         wanted = Wanted(pointers, (_REQUEST_MODEL,), count_text=False)
@@ -183,7 +185,7 @@ class _Compiler:
         dialects = DIALECTS.values() if chosen == "auto" else (DIALECTS[chosen],)
         shapes = [each.shape for each in dialects]
         keep_text = self._config.bodies.text if self._estimates else 0
-        wanted = Wanted(_pointers(calls, "response"), shapes, keep_text=keep_text)
+        wanted = Wanted(pointers_of(calls, "response"), shapes, keep_text=keep_text)
         return ReaderFactory(wanted, self._limits())
 
     def _limits(self) -> BodyLimits:
@@ -205,7 +207,7 @@ class _Compiler:
     def _auth(self, index: int, service: AuthService, config: ActionConfig, path: str) -> AuthAction:
         predicates = self._predicates(config.predicates, f"{path}.predicates")
         self._bypass(predicates, f"{path}.predicates")
-        if any(_phase(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
+        if any(phase_of(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
             self._problem(f"{path}.predicates", "who calls is found out before any body is known")
         if config.conditional_data:
             self._problem(f"{path}.conditionalData", "an `auth` service is sent no descriptors")
@@ -243,7 +245,7 @@ class _Compiler:
             item
             for item in self._labels
             if service.call == "report"
-            or not (isinstance(item.value, Expression) and _phase(item.value) is Phase.RESPONSE)
+            or not (isinstance(item.value, Expression) and phase_of(item.value) is Phase.RESPONSE)
         )
         if domain is None and not config.scope:
             self._problem(f"{path}.scope", "must not be empty: it is the domain of the call")
@@ -258,7 +260,7 @@ class _Compiler:
             hits,
             labels,
         )
-        phase = max((_phase(expression) for expression in _expressions_of(action)), default=Phase.REQUEST_HEADERS)
+        phase = max((phase_of(expression) for expression in expressions_of(action)), default=Phase.REQUEST_HEADERS)
         if phase is Phase.RESPONSE and service.call != "report":
             self._warn(path, f"`{config.service}` needs the answer of the model, so it counts but can deny nothing")
         return replace(action, phase=phase)
@@ -297,9 +299,9 @@ class _Compiler:
             path = f"metrics.labels.{name}"
             found = [self._value(source, f"{path}[{i}]") for i, source in enumerate(candidates)]
             labels[name] = [expression for expression in found if expression is not None]
-            if any(_phase(expression) is not Phase.REQUEST_HEADERS for expression in labels[name]):
+            if any(phase_of(expression) is not Phase.REQUEST_HEADERS for expression in labels[name]):
                 self._problem(path, "a label is known before any body is")
-        return Labels(labels, lambda expression: _scope([expression]))
+        return Labels(labels, lambda expression: scope_of([expression]))
 
     def _predicates(self, sources: Sequence[str], path: str) -> tuple[Expression, ...]:
         compiled = (self._value(source, f"{path}[{i}]") for i, source in enumerate(sources))
@@ -399,7 +401,7 @@ def _hits(value: str | Expression) -> int | Expression:
 
 def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
     predicates = [predicate for action_set in action_sets for predicate in action_set.predicates]
-    scope = _scope(predicate.expression for predicate in predicates)
+    scope = scope_of(predicate.expression for predicate in predicates)
 
     def choose(facts: RequestFacts) -> ActionSet | ActionFailure | None:
         sight = Sight(scope, facts, BodyValues())
@@ -408,68 +410,7 @@ def _route(pattern: str, action_sets: Sequence[ActionSet]) -> Route:
         except (ActionFailure, ExpressionError, NotThere) as error:
             return ActionFailure(str(error))
 
-    return Route(pattern, Memo(_fingerprint(predicates), choose))
-
-
-def _fingerprint(conditions: Sequence[Condition], others: Iterable[Expression] = ()) -> Fingerprint | None:
-    """What tells requests apart in all that is evaluated; None where too much is."""
-    equalities = [condition.equality for condition in conditions if condition.equality is not None]
-    by_cel = [*(condition.expression for condition in conditions if condition.equality is None), *others]
-    attributes = _scope(by_cel).attributes
-    return fingerprint_of(equalities, attributes) if attributes.repeatable else None
-
-
-def _scope(expressions: Iterable[Expression]) -> Scope:
-    members: set[tuple[str, ...]] = set()
-    functions: set[str] = set()
-    usage = False
-    for expression in expressions:
-        members |= expression.references.members
-        usage |= USAGE in expression.variables
-        functions |= expression.functions
-    bodies = {"requestBodyJSON", "responseBodyJSON"}
-    return Scope(Attributes(members), frozenset(functions & (LIBRARY.keys() | bodies)), usage)
-
-
-def _memo(actions: Sequence[AuthAction | Action], scope: Scope) -> Memo[Outcomes] | None:
-    """A memo where queries are the same for requests that look alike but for plain values in them."""
-    limits = [action for action in actions if isinstance(action, Action)]
-    queries = [expression for action in limits for expression in _expressions_of(replace(action, hits=1))]
-    hits = [action.hits for action in limits if isinstance(action.hits, Expression)]
-    if any(e.references.calls or USAGE in e.variables for e in queries) or any(e.variables - {USAGE} for e in hits):
-        return None
-    conditions = [condition for action in limits for condition in _conditions_of(action)]
-    items = [item for action in limits for item in _items_of(action)]
-    by_cel = [item.value for item in items if item.native is None and isinstance(item.value, Expression)]
-    domains = [action.domain for action in limits if isinstance(action.domain, Expression)]
-    if (fingerprint := _fingerprint(conditions, [*by_cel, *domains])) is None:
-        return None
-
-    def compute(facts: RequestFacts) -> Outcomes:
-        sight = Sight(scope, facts, BodyValues())
-        return _sharing([_outcome(action, sight) if isinstance(action, Action) else None for action in actions])
-
-    return Memo(fingerprint, compute)
-
-
-def _sharing(outcomes: Iterable[Outcome]) -> Outcomes:
-    """The same, but what is filled in alike is one object: a check and its report then take one filling."""
-    known: dict[tuple[tuple[tuple[str, str], ...], ...], tuple[tuple[Item, ...], ...]] = {}
-    shared: list[Outcome] = []
-    for outcome in outcomes:
-        if isinstance(outcome, Form):
-            alike = tuple(tuple((item.key, item.source) for item in items) for items in outcome.descriptors)
-            outcome = replace(outcome, descriptors=known.setdefault(alike, outcome.descriptors))
-        shared.append(outcome)
-    return tuple(shared)
-
-
-def _outcome(action: Action, sight: Sight) -> Outcome:
-    try:
-        form = action.form(sight)
-        return None if form is None else form.settled(sight)
-    except ActionFailure as failure:
-        return failure.again()
+    return Route(pattern, Memo(fingerprint(predicates), choose))
 
 
 def _in_order(actions: Iterable[AuthAction | Action]) -> list[AuthAction | Action]:
@@ -483,35 +424,6 @@ def _in_order(actions: Iterable[AuthAction | Action]) -> list[AuthAction | Actio
             action = replace(action, phase=Phase.REQUEST_BODY) if delayed else action
         ordered.append(action)
     return ordered
-
-
-def _conditions_of(action: Action) -> list[Condition]:
-    return [*action.predicates, *(condition for block in action.blocks for condition in block.predicates)]
-
-
-def _items_of(action: Action) -> list[Item]:
-    return [*(item for block in action.blocks for item in block.items), *action.labels]
-
-
-def _expressions_of(action: Action) -> list[Expression]:
-    values = [action.domain, action.hits, *(item.value for item in _items_of(action))]
-    predicates = [condition.expression for condition in _conditions_of(action)]
-    return [*predicates, *(value for value in values if isinstance(value, Expression))]
-
-
-def _phase(expression: Expression) -> Phase:
-    bodies = {call.body for call in expression.references.calls}
-    if "response" in bodies or USAGE in expression.variables - expression.references.locals:
-        return Phase.RESPONSE
-    return Phase.REQUEST_BODY if "request" in bodies or _body_members(expression) else Phase.REQUEST_HEADERS
-
-
-def _body_members(expression: Expression) -> bool:
-    return any(member[:2] in BODY_ATTRIBUTES for member in expression.references.members)
-
-
-def _pointers(calls: Sequence[PointerCall], body: str) -> frozenset[tuple[str, ...]]:
-    return frozenset(pointer for call in calls if call.body == body for pointer in call.pointers)
 
 
 def _meter(config: Config) -> Meter:
