@@ -244,17 +244,16 @@ def _written(document: Any, path: Path) -> str:
 def asking(users: int, directory: Path) -> dict[str, Any]:
     """Who calls, and may they: `tiers.documents`, written into `directory`."""
     path = _written(tiers.documents(users), directory / "policies.json")
-    return {"services": {}, "actionSets": [], "policies": [path], "onNoLimit": "deny"}
+    types = ("ratelimit", "ratelimit-check", "ratelimit-report")
+    services = {f"{kind}-service": _service(kind, "limitador") for kind in types}
+    return {"services": services, "actionSets": [], "policies": [path], "onNoLimit": "deny"}
 
 
 def checking() -> dict[str, Any]:
     """Check and report as in wasm-shim's example, with a limit that is never reached."""
     data = [{"expression": {"key": "a", "value": "'1'"}}]
     used = {"key": "ratelimit.hits_addend", "value": "responseBodyJSON('/usage/total_tokens')"}
-    services = {
-        name: {"type": f"ratelimit-{name}", "endpoint": "limiter", "failureMode": "deny", "timeout": "1s"}
-        for name in ("check", "report")
-    }
+    services = {name: _service(f"ratelimit-{name}", "limiter") for name in ("check", "report")}
     actions = [
         {"service": "check", "scope": "bench", "conditionalData": [{"data": data}]},
         {"service": "report", "scope": "bench", "conditionalData": [{"data": [*data, {"expression": used}]}]},
@@ -265,3 +264,8 @@ def checking() -> dict[str, Any]:
         "endpoints": {"limiter": "embedded"},
         "limits": LIMITS,
     }
+
+
+def _service(kind: str, endpoint: str) -> dict[str, str]:
+    """With more patience than by default: whatever else runs on the machine, a slow answer is an answer."""
+    return {"type": kind, "endpoint": endpoint, "failureMode": "deny", "timeout": "1s"}

@@ -536,7 +536,7 @@ class Exchange:
                 return self._reject("no_limit", 403, "no limit applies")
             self._state = _State.FORWARDED
             self._shared.metrics.allowed += 1
-            if self._limited:
+            if self._namespace:
                 self._shared.spending.allowed(self._who, self._namespace)
         return reply
 
@@ -565,7 +565,6 @@ class Exchange:
             if not self._namespace:
                 self._namespace = query.domain
             if action.service.call != "report":
-                self._limited = True
                 return action.service.ask(query, self.metadata)
         except (ActionFailure, LimiterError) as error:
             return error
@@ -575,6 +574,8 @@ class Exchange:
     def _judge(self, action: Action, outcome: Decision | LimiterError | ActionFailure) -> Reply | None:
         """What a limiter's answer means for the request: None to go on, or the reply that ends it."""
         if isinstance(outcome, Decision) and outcome.code is Code.OK:
+            if not outcome.unlimited:
+                self._limited = True
             if outcome.headers:
                 self._headers += outcome.headers
             if outcome.quotas:
@@ -585,6 +586,7 @@ class Exchange:
         reason = "the limiter answered UNKNOWN" if isinstance(outcome, Decision) else str(outcome)
         report = action.service.call == "report"  # never a guard (S0.15)
         denies = action.service.denies_on_failure and not report
+        self._limited = True  # as far as that is known
         return self._undecided(reason, action.service.name, denies=denies)
 
     def _undecided(self, reason: str, service: str, *, denies: bool) -> Reply | None:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sized
 
 from extproc.active import Active
-from extproc.config.model import Action, ConditionalData, Config, DenyWith, Fixed, IncludeUsage, Price, Service
+from extproc.config.model import (
+    Action,
+    AuthConfig,
+    ConditionalData,
+    Config,
+    DenyWith,
+    Fixed,
+    IncludeUsage,
+    Price,
+    Service,
+    Source,
+)
 from extproc.limiter.limits import CompiledLimit
 from extproc.limiter.windows import CalendarWindow
 from extproc.plan.action import Action as CompiledAction
@@ -66,6 +77,8 @@ def _lines(active: Active) -> Iterator[str]:
         yield _asking(config.include_usage)
     if config.prices:
         yield "Prices, per million tokens: " + "; ".join(_price(model, price) for model, price in config.prices.items())
+    for name, rules in config.auth_configs.items():
+        yield from _auth_config(name, rules, active.loaded.keys)
     if active.limits.limits:
         yield ""
         used = any(config.endpoints[service.endpoint].embedded for service in config.services.values())
@@ -83,6 +96,42 @@ def _limit(limit: CompiledLimit) -> str:
 
 def _window(limit: CompiledLimit) -> str:
     return f"a {limit.window}" if isinstance(limit.window, CalendarWindow) else str(limit.window)
+
+
+def _auth_config(name: str, rules: AuthConfig, keys: Mapping[tuple[str, str], Sized]) -> Iterator[str]:
+    yield ""
+    yield f"Who calls, by the rules `{name}`"
+    for source_name, source in rules.authentication.items():
+        yield f"  {source_name}: {_source(source, len(keys.get((name, source_name), ())))}"
+    for predicate in rules.authorization:
+        yield f"  may call where {predicate}"
+    for filter_name, properties in rules.filters.items():
+        for key, value in properties.items():
+            yield f"  auth.{filter_name}.{key} = {value}"
+    missing = {
+        "deny": "is refused (403)",
+        "allow": "passes, without it",
+        "address": "is told apart by address",
+        "shared": "is `anonymous`, together with all others",
+    }
+    yield f"  A caller without `auth.identity.{rules.user}` {missing[rules.on_missing_user]}."
+    if rules.models is not None:
+        yield f"  Models that may be asked for: {rules.models}; another, or one that is not certain, is a 403."
+    for header, value in rules.headers.items():
+        yield f"  The model is sent {header} = {value}"
+    removed = [*rules.remove_headers, *([] if rules.forward_credentials else ["the key"])]
+    yield f"  The model is not sent what a client sends as {', '.join(removed)}."
+
+
+def _source(source: Source, keys: int) -> str:
+    if source.jwt is not None:
+        issuer = "" if source.jwt.issuer is None else f" of {source.jwt.issuer}"
+        return f"tokens{issuer} that Envoy has verified, in metadata {source.jwt.namespace}:{source.jwt.payload}"
+    assert source.api_keys is not None
+    credentials = source.credentials
+    scheme = f"`{credentials.scheme} KEY`" if credentials.scheme else "the key"
+    files = ", ".join(source.api_keys.files)
+    return f"{keys} API key{'' if keys == 1 else 's'} from {files}, as {scheme} in {credentials.header}"
 
 
 def _service(config: Config, service: Service) -> str:
@@ -136,8 +185,8 @@ def _bodies(compiled: ActionSet) -> str:
 
 def _denial(deny: DenyWith) -> str:
     headers = "".join(f", {name}: {value}" for name, value in deny.headers.items())
-    body = f"the {deny.profile} answer" if deny.body is None else repr(deny.body.strip())
-    return f"{deny.status} {body}{headers}"
+    body = f"as `{deny.profile}` words it" if deny.body is None else repr(deny.body.strip())
+    return f"{deny.status}, {body}{headers}"
 
 
 def _missing(config: Config) -> str:

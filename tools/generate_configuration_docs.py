@@ -21,8 +21,8 @@ One file, YAML or JSON. `services`, `actionSets`, `requestData` and `observabili
 are errors. Durations are written `20ms`, `1.5s`, `1h30m`. Paths are relative to the file. `extproc check FILE` says
 what a configuration will do; `extproc schema` prints the JSON Schema that this page is made from.
 
-Changes of the file, of the limits file and of TLS files are noticed and taken at once; `listeners`, `admin`,
-`bodies.message` and all of `estimates` but `prompt` are taken at the next start.
+Changes of the file, and of the limits, keys, policies and TLS files that it names, are noticed and taken at once;
+`listeners`, `admin`, `storage`, `bodies.message` and all of `estimates` but `prompt` are taken at the next start.
 """
 
 
@@ -32,7 +32,10 @@ def page() -> str:
     definitions: dict[str, Any] = schema["$defs"]
     sections = [_INTRODUCTION, _section("The file", schema, "")]
     reached = _reachable(schema, definitions)
-    sections += [_section(name, definitions[name], definitions[name].get("description", "")) for name in reached]
+    for name in reached:
+        written_out, short = _written_out(definitions[name])
+        about = " ".join(filter(None, (written_out.get("description", ""), short)))
+        sections.append(_section(name, written_out, about))
     return "\n".join(sections)
 
 
@@ -43,6 +46,16 @@ def _section(title: str, schema: dict[str, Any], about: str) -> str:
         default = "required" if name in required else _default(field)
         rows.append(f"| `{name}` | {_value(field)} | {default} | {field.get('description', '')} |")
     return "\n".join([*rows, ""])
+
+
+def _written_out(definition: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The arm of a definition that has fields, and what may be written in its place."""
+    arms = definition.get("anyOf", [])
+    short = next((arm for arm in arms if arm.get("type") == "string"), None)
+    written_out = next((arm for arm in arms if "properties" in arm), definition)
+    if short is None or written_out is definition:
+        return definition, ""
+    return written_out, f"Or in short: {short['description'][0].lower()}{short['description'][1:]}"
 
 
 def _default(field: dict[str, Any]) -> str:
@@ -83,7 +96,7 @@ def _follow(name: str, definitions: dict[str, Any], found: list[str]) -> None:
     if name in found:
         return
     definition = definitions[name]
-    if "properties" in definition:
+    if "properties" in _written_out(definition)[0]:
         found.append(name)
     for inner in _references({key: value for key, value in definition.items() if key != "$defs"}):
         _follow(inner, definitions, found)

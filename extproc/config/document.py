@@ -32,6 +32,7 @@ _CONSTANTS = {"": None, "~": None} | {
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
+_CITED = re.compile(r"`.*`|'.*'", re.DOTALL)
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -46,9 +47,22 @@ def parse_document(text: str, name: str) -> Any:
 def parse_documents(text: str, name: str) -> list[Any]:
     """The data of each document in `text`, as Kubernetes tools write them: YAML with `---` between, or one of JSON.
 
-    Documents of nothing but comments are left out. Raises ConfigError with `name` as the problem's file.
+    Documents of nothing but comments are left out. Raises ConfigError with `name` as the problem's file; its messages
+    show nothing of the text, for these are the files that keys are in.
     """
-    return _parse(text, name, several=True)
+    try:
+        return _parse(text, name, several=True)
+    except ConfigError as error:
+        told = [Problem(problem.path, _CITED.sub("`…`", problem.message), problem.file) for problem in error.problems]
+        raise ConfigError(told) from None
+
+
+def kind_of(value: Any) -> str:
+    """What `value`, which a document holds, is, without showing it."""
+    if value is None:
+        return "null"
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "`true` or `false`"}
+    return kinds.get(type(value), "a number")
 
 
 def _parse(text: str, name: str, *, several: bool) -> list[Any]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from extproc.config.document import parse_documents
+from extproc.config.document import kind_of, parse_documents
 from extproc.config.errors import ConfigError, Problem, Step, field_path, first_problems
 from extproc.config.files import Files, Unreadable
 from extproc.config.model import ApiKeys
@@ -38,7 +38,6 @@ DEFAULT_NAMESPACE: Final = "default"
 
 _HASH = re.compile(rb"sha256:([0-9a-fA-F]{64})")
 _CARRIED = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
-_CITED = re.compile(r"`.*`|'.*'", re.DOTALL)
 _KEY: Final = "api_key"
 
 Steps = tuple[Step, ...]
@@ -103,21 +102,20 @@ class _Reading:
             yield Problem("", str(error), name)
             return
         except ConfigError as error:
-            for problem in error.problems:
-                yield Problem(problem.path, _CITED.sub("`…`", problem.message), problem.file)
+            yield from error.problems
             return
         for number, document in enumerate(documents, 1):
             yield from self._document(document, name if len(documents) == 1 else f"{name}, document {number}")
 
     def _document(self, document: Any, file: str) -> Iterator[Problem]:
         if not isinstance(document, dict):
-            yield Problem("", f"expected `keys`, or a Kubernetes document, found {_kind(document)}", file)
+            yield Problem("", f"expected `keys`, or a Kubernetes document, found {kind_of(document)}", file)
         elif "kind" in document:
             yield from self._object(document, (), file)
         elif document.keys() != {"keys"}:
             yield Problem("", "expected `keys` and nothing else, or a Kubernetes document with its `kind`", file)
         elif not isinstance(document["keys"], list | None):
-            yield Problem("keys", f"expected a list, found {_kind(document['keys'])}", file)
+            yield Problem("keys", f"expected a list, found {kind_of(document['keys'])}", file)
         else:
             for index, item in enumerate(document["keys"] or ()):
                 yield from self._take(_entry_of_item, item, ("keys", index), file)
@@ -171,7 +169,7 @@ class _Reading:
 
 def _entry_of_item(item: Any) -> KeyEntry:
     if not isinstance(item, dict):
-        raise _Bad(f"expected an object with `key`, found {_kind(item)}")
+        raise _Bad(f"expected an object with `key`, found {kind_of(item)}")
     if "key" not in item:
         raise _Bad("missing", "key")
     if not isinstance(item["key"], str):
@@ -219,7 +217,7 @@ def _texts(metadata: Mapping[str, Any], field: str) -> dict[str, str]:
     """Labels or annotations."""
     found = metadata.get(field) or {}
     if not isinstance(found, dict):
-        raise _Bad(f"expected an object, found {_kind(found)}", "metadata", field)
+        raise _Bad(f"expected an object, found {kind_of(found)}", "metadata", field)
     for name, value in found.items():
         if not isinstance(value, str):
             raise _Bad(_no_text(value), "metadata", field, name)
@@ -228,12 +226,4 @@ def _texts(metadata: Mapping[str, Any], field: str) -> dict[str, str]:
 
 def _no_text(value: Any) -> str:
     hint = "; put it in quotes" if isinstance(value, bool | int | float) else ""
-    return f"expected a string, found {_kind(value)}{hint}"
-
-
-def _kind(value: Any) -> str:
-    """What `value` is, without showing it."""
-    if value is None:
-        return "null"
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "`true` or `false`"}
-    return kinds.get(type(value), "a number")
+    return f"expected a string, found {kind_of(value)}{hint}"

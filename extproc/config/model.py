@@ -647,7 +647,8 @@ class Config(Model):
     on_no_limit: FailureMode = Field(
         default="allow",
         description="A request of an action set with limits to none of which it belongs, such as one of an unknown "
-        "tier: `deny` answers 403.",
+        "tier: `deny` answers 403. Limiters in other processes do not tell whether they have a limit for what they are "
+        "asked: there it counts that they are asked.",
     )
     shutdown: Shutdown = Shutdown()
     log: Log = Log()

@@ -23,6 +23,7 @@ MAX_ROWS = 1_000_000
 _MOST = 2**64 - 1
 
 _OK = Decision(Code.OK)
+_UNLIMITED = Decision(Code.OK, unlimited=True)
 _UNKNOWN = Decision(Code.UNKNOWN)
 
 _Touched = Sequence[tuple[Group, Values]]
@@ -86,6 +87,8 @@ class EmbeddedLimiter:
         if self._refuses(touched, 1, now):
             return self._refusal(domain, touched, 1, now)
         self.tally.allowed(domain)
+        if not touched:
+            return _UNLIMITED
         return self._allowance(touched, now) if self.tells_quotas else _OK
 
     def report(self, query: Query, metadata: Metadata = ()) -> Decision:
@@ -108,6 +111,8 @@ class EmbeddedLimiter:
             return self._refusal(domain, touched, hits, now)
         self.tally.allowed(domain)
         self._add(domain, touched, hits, now)
+        if not touched:
+            return _UNLIMITED
         return self._allowance(touched, now) if self.tells_quotas else _OK
 
     def replace_limits(self, limits: LimitSet) -> None:

@@ -18,6 +18,7 @@ from extproc.limiter.seam import Answer, Code, Decision, Limiter, LimiterError, 
 from extproc.limiter.tally import Tally
 
 _OK = Decision(Code.OK)
+_UNLIMITED = Decision(Code.OK, unlimited=True)
 _UNKNOWN = Decision(Code.UNKNOWN)
 
 
@@ -127,6 +128,8 @@ class _Asked(NamedTuple):
         if self.mode == "both":
             tally.counted(self.domain, self.hits)
             added = self.hits
+        if not found:
+            return _UNLIMITED
         if not self.limiter.tells_quotas:
             return _OK
         quotas = [self._quota(limit, used + added, left) for (limit, _), used, left in found]

@@ -66,6 +66,8 @@ class Decision:
     headers: tuple[tuple[str, str], ...] = ()
     limit: str = ""
     quotas: tuple[Quota, ...] = ()
+    unlimited: bool = False
+    """Whether it is known that no limit is for the call. Most limiters do not tell."""
 
 
 Reason = Literal["unreachable", "deadline", "refused", "nonsense"]

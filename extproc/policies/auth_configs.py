@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from extproc.config.errors import Problem, Step, listed, quoted
+from extproc.expressions.references import Path
 from extproc.policies.auth_policy import (
     ApiKey,
     Authentication,
@@ -28,6 +29,15 @@ KUADRANT_NAMESPACE = "kuadrant-system"
 """Where Kuadrant looks for Secrets when a policy does not say `allNamespaces`: its own namespace."""
 _REASON = "x-ext-auth-reason"
 _USER = "userid"
+_OF_METADATA = (
+    "creationTimestamp deletionTimestamp finalizers generateName generation managedFields ownerReferences "
+    "resourceVersion uid"
+)
+_NOT_KNOWN_OF_SECRETS: tuple[Path, ...] = (
+    *(("auth", "identity", name) for name in ("data", "immutable", "type")),
+    *(("auth", "identity", "metadata", name) for name in _OF_METADATA.split()),
+)
+"""What Authorino knows of a Secret beyond what is kept here; it must not look as if it were missing."""
 
 Data = dict[str, Any]
 Steps = tuple[Step, ...]
@@ -46,6 +56,8 @@ class AuthConfigWriter:
         self._secrets = secrets
         self._patterns = {name: rule.value for name, rule in named(rules, "patterns").items()}
         self._replaced: Mapping[str, str] = {}
+        has_keys = any(rule.value.api_key is not None for rule in named(rules, "authentication").values())
+        self._absent = _NOT_KNOWN_OF_SECRETS if has_keys else ()
 
     def write(self) -> Data:
         """The entry, in the form of the configuration file; of no use when there are problems."""
@@ -208,7 +220,7 @@ class AuthConfigWriter:
         """What `write` says, with the properties of sources written out; a problem and `true` when that cannot be."""
         try:
             expression = with_identity_of(write(), self._replaced)
-            check_caller_expression(expression)
+            check_caller_expression(expression, self._absent)
         except Unsupported as error:
             self._refuse(rule, steps, str(error))
             return TRUE

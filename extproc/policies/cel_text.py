@@ -11,6 +11,7 @@ import cel
 
 from extproc.config.errors import listed, quoted, shown
 from extproc.expressions.program import Expression, ExpressionError
+from extproc.expressions.references import Path
 
 TRUE = "true"
 FALSE = "false"
@@ -27,9 +28,21 @@ _IDENTITY = r"auth\s*\.\s*identity"
 _USE = re.compile(
     rf"""(?P<literal>{_STRING})
      |(?<![\w.])has\(\s*{_IDENTITY}\s*\.\s*(?P<asked>[A-Za-z_]\w*)\s*\)
-     |(?<![\w.]){_IDENTITY}\b(?:\s*\.\s*(?P<name>[A-Za-z_]\w*)|\s*\[\s*(?P<key>{_STRING})\s*\])?""",
+     |(?<![\w.])auth\b(?:\s*\.\s*identity\b(?:\s*\.\s*(?P<name>[A-Za-z_]\w*)|\s*\[\s*(?P<key>{_STRING})\s*\])?)?""",
     re.VERBOSE,
 )
+
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ASCII = {
+    "d": "[0-9]",
+    "D": "[^0-9]",
+    "w": "[0-9A-Za-z_]",
+    "W": "[^0-9A-Za-z_]",
+    "s": r"[\t\n\f\r ]",
+    "S": r"[^\t\n\f\r ]",
+    "b": r"(?-u:\b)",
+    "B": r"(?-u:\B)",
+}
 
 
 class Unsupported(ValueError):
@@ -43,7 +56,7 @@ def literal(value: Any) -> str:
 
 def all_of(conditions: Iterable[str]) -> str:
     """Every one of `conditions` holds."""
-    needed = [condition for condition in conditions if condition != TRUE]
+    needed = [condition for condition in dict.fromkeys(conditions) if condition != TRUE]
     return _joined(needed, " && ") if needed else TRUE
 
 
@@ -60,8 +73,8 @@ def check_request_expression(source: str) -> None:
         raise Unsupported("reads the answer, which is not there when the limit is asked")
 
 
-def check_caller_expression(source: str) -> None:
-    """`source` can be evaluated when a caller has been identified. Raises Unsupported."""
+def check_caller_expression(source: str, absent: Iterable[Path] = ()) -> None:
+    """`source` can be evaluated when a caller has been identified, and reads none of `absent`. Raises Unsupported."""
     expression = _compiled(source, frozenset(CALLER_MEMBERS))
     if expression.references.calls:
         raise Unsupported("reads a body, which is not there when a caller is identified")
@@ -69,14 +82,22 @@ def check_caller_expression(source: str) -> None:
         if len(member) > 1 and member[1] not in CALLER_MEMBERS.get(member[0], member):
             known = listed(f"{member[0]}.{name}" for name in sorted(CALLER_MEMBERS[member[0]]))
             raise Unsupported(f"reads {quoted('.'.join(member[:2]))}, known are {known}")
+    for path in absent:
+        if any(member[: len(path)] == path for member in expression.references.members):
+            raise Unsupported(f"reads {quoted('.'.join(path))}, which is not known here of a Secret")
 
 
-def check_regular_expression(expression: str) -> None:
-    """`expression` is one that CEL's `matches` knows. Raises Unsupported."""
+def regular_expression(expression: str) -> str:
+    r"""One of RE2's kind as `matches` takes it: with `\w` and the like for ASCII, as in RE2, and not for all of Unicode.
+
+    Raises Unsupported.
+    """
+    written = _ESCAPE.sub(lambda escape: _ASCII.get(escape[1], escape[0]), expression)
     try:
-        Expression(f'"".matches({literal(expression)})').evaluate(cel.Context())
+        Expression(f'"".matches({literal(written)})').evaluate(cel.Context())
     except ExpressionError:
         raise Unsupported(f"{shown(expression)} is no regular expression of RE2's kind") from None
+    return written
 
 
 def with_identity_of(source: str, replaced: Mapping[str, str]) -> str:
@@ -88,7 +109,7 @@ def with_identity_of(source: str, replaced: Mapping[str, str]) -> str:
         if use["asked"] is not None:
             return TRUE if use["asked"] in replaced else use.group()
         name = use["name"] or (use["key"] or "")[1:-1]
-        if not name:
+        if not name or "\\" in name:
             raise Unsupported("`auth.identity` as a whole cannot be read beside `overrides` or `defaults` of a source")
         return f"({replaced[name]})" if name in replaced else use.group()
 

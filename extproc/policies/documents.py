@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extproc.config.document import parse_documents
-from extproc.config.errors import ConfigError, Problem, Step, field_path, first_problems, quoted, shown
+from extproc.config.document import kind_of, parse_documents
+from extproc.config.errors import ConfigError, Problem, Step, field_path, first_problems, quoted
 from extproc.config.files import Files, Unreadable
 
 KUADRANT = "kuadrant.io"
@@ -139,7 +139,7 @@ def documents_in(data: Any, where: str, path: Path, file: str, problems: list[Pr
 def _document(data: Any, path: Path, file: str) -> Document | None:
     """The document in `data`; None when it has nothing to do with requests. Raises ValueError."""
     if not isinstance(data, dict):
-        raise ValueError(f"expected a Kubernetes object, found {shown(data)}")
+        raise ValueError(f"expected a Kubernetes object, found {kind_of(data)}")
     for field in ("apiVersion", "kind"):
         if not isinstance(data.get(field), str):
             raise ValueError(f"not a Kubernetes object: it has no `{field}`")

@@ -8,6 +8,8 @@ Understood are `allow` rules (also `default allow = false`, `allow = true`, `all
 them `name := ...` with `split`, `object.get`, a reference into `input.auth.identity`, a text or a set of texts, and
 conditions `true`, `false`, `list[_] == "text"`, `list[_] == set[_]`, `set[list[_]]`, `reference == "text"`. Everything
 else is refused with its line: a policy that is half understood would let strangers in.
+
+As in Rego, a reference that leads nowhere has no value, and a rule in which something has no value does not allow.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from extproc.policies.cel_text import Unsupported, all_of, any_of, literal
+from extproc.policies.cel_text import FALSE, TRUE, Unsupported, all_of, any_of, literal
 from extproc.policies.selectors import Selected
 
 _TOKEN = re.compile(
@@ -28,7 +30,9 @@ _TOKEN = re.compile(
       |(?P<other>.)""",
     re.VERBOSE,
 )
-_WORDS = frozenset({"allow", "default", "if", "input", "true", "false", "not", "some", "every", "import", "package"})
+_WORDS = frozenset(
+    "_ allow as contains data default else every false if import in input not null package some true with".split()
+)
 
 
 class Token(NamedTuple):
@@ -39,23 +43,27 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _List:
-    """CEL of a list of texts."""
+    """CEL of a list of texts, and of whether there is one."""
 
     cel: str
+    present: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """CEL of a text."""
+    """CEL of what should be a text, and of whether there is one."""
 
     cel: str
+    present: str = TRUE
 
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """Texts known beforehand."""
+    """Texts known beforehand; those of an array are not looked up by what they are."""
 
     members: tuple[str, ...]
+    is_array: bool
+    present: str = TRUE
 
 
 _Value = _List | _Text | _Set
@@ -85,31 +93,40 @@ class _Reader:
 
     def module(self) -> str:
         allowed: list[str] = []
-        by_default = "false"
+        by_default = ""
         while self._skip_newlines().kind != "end":
+            start = self._next
             if self._taken("default"):
                 self._expect("allow")
+                if by_default:
+                    raise _refused(start, "`default allow` is given a second time")
                 by_default = self._constant()
             elif self._taken("allow"):
                 allowed.append(self._rule())
             else:
                 self._definition()
             self._end_of_line()
-        return any_of([*allowed, by_default])
+        return any_of([*allowed, by_default or FALSE])
 
     def _rule(self) -> str:
-        if self._next.text in ("=", ":="):
-            return self._constant()
+        start = self._next
+        if start.text in ("=", ":="):
+            if self._constant() == FALSE:
+                raise _refused(
+                    start, "`allow = false` contradicts every rule that allows; write `default allow = false`"
+                )
+            return TRUE
         self._taken("if")
         self._expect("{")
         outer = dict(self.names)
         conditions: list[str] = []
+        defined: list[str] = []
         while not self._taken("}"):
             if self._next.kind == "newline" or self._next.text == ";":
                 self.at += 1
                 continue
             if self._is_definition():
-                self._definition()
+                defined.append(self._definition().present)
             else:
                 conditions.append(self._condition())
             if self._next.text != "}":
@@ -117,7 +134,7 @@ class _Reader:
         if not conditions:
             raise self._not_understood(self.tokens[self.at - 1])
         self.names = outer
-        return all_of(conditions)
+        return all_of([*defined, *conditions])
 
     def _constant(self) -> str:
         if self._next.text not in ("=", ":="):
@@ -132,12 +149,15 @@ class _Reader:
     def _is_definition(self) -> bool:
         return self._next.kind == "name" and self.tokens[self.at + 1].text == ":="
 
-    def _definition(self) -> None:
+    def _definition(self) -> _Value:
         name = self._next
         if not self._is_definition() or name.text in _WORDS or "." in name.text:
             raise self._not_understood()
+        if name.text in self.names:
+            raise _refused(name, f"`{name.text}` is defined a second time")
         self.at += 2
-        self.names[name.text] = self._value()
+        self.names[name.text] = value = self._value()
+        return value
 
     def _value(self) -> _Value:
         token = self._next
@@ -145,12 +165,15 @@ class _Reader:
             self._expect("(")
             text = self._text()
             self._expect(",")
+            if self._next.text == '""':
+                raise self._not_understood()
             separator = self._string()
             self._expect(")")
-            return _List(f"{text.cel}.split({literal(separator)})")
+            return _List(f"{text.cel}.split({literal(separator)})", text.present)
         if token.kind == "mark" and token.text in ("{", "["):
             self.at += 1
-            return _Set(self._strings("}" if token.text == "{" else "]"))
+            is_array = token.text == "["
+            return _Set(self._strings("]" if is_array else "}"), is_array)
         if token.kind == "name" and token.text in self.names:
             self.at += 1
             return self.names[token.text]
@@ -168,11 +191,12 @@ class _Reader:
             self._expect(",")
             otherwise = self._string()
             self._expect(")")
-            return _Text(Selected((*way.steps, key)).or_else(literal(otherwise)))
+            return _Text(way.get(key, literal(otherwise)), _is_object(way))
         if isinstance(known := self.names.get(token.text), _Text):
             self.at += 1
             return known
-        return _Text(self._reference().or_else(literal("")))
+        found = self._reference()
+        return _Text(found.cel, found.present)
 
     def _reference(self) -> Selected:
         token = self._next
@@ -199,25 +223,26 @@ class _Reader:
             if not isinstance(value, _List):
                 raise self._not_understood(start)
             self._expect("==")
-            return f"{value.cel}.exists(v, {self._member('v')})"
-        if isinstance(value, _Set) and self._taken("["):
+            return self._exists(value)
+        if isinstance(value, _Set) and not value.is_array and self._taken("["):
             many = self._value()
             if not isinstance(many, _List) or not self._wildcard():
                 raise self._not_understood(start)
             self._expect("]")
-            return f"{many.cel}.exists(v, v in {literal(list(value.members))})"
+            return all_of([many.present, f"{many.cel}.exists(v, v in {literal(list(value.members))})"])
         if isinstance(value, _Text) and self._taken("=="):
-            return f"{value.cel} == {self._text().cel}"
+            other = self._text()
+            return all_of([value.present, other.present, f"{value.cel} == {other.cel}"])
         raise self._not_understood(start)
 
-    def _member(self, variable: str) -> str:
-        """What stands after `list[_] ==`: a text, or any of a set."""
+    def _exists(self, many: _List) -> str:
+        """One of `many` is what stands after `list[_] ==`: a text, or any of a set."""
         start = self._next
         value = self._value()
         if isinstance(value, _Text):
-            return f"{variable} == {value.cel}"
+            return all_of([many.present, value.present, f"{many.cel}.exists(v, v == {value.cel})"])
         if isinstance(value, _Set) and self._wildcard():
-            return f"{variable} in {literal(list(value.members))}"
+            return all_of([many.present, f"{many.cel}.exists(v, v in {literal(list(value.members))})"])
         raise self._not_understood(start)
 
     def _wildcard(self) -> bool:
@@ -267,4 +292,14 @@ class _Reader:
     def _not_understood(self, token: Token | None = None) -> Unsupported:
         token = token or self._next
         what = "the end of the line" if token.kind in ("newline", "end") else f"`{token.text}`"
-        return Unsupported(f"line {token.line}: {what} is not understood; write `patternMatching` with a `predicate`")
+        return _refused(token, f"{what} is not understood; write `patternMatching` with a `predicate`")
+
+
+def _refused(token: Token, why: str) -> Unsupported:
+    return Unsupported(f"line {token.line}: {why}")
+
+
+def _is_object(way: Selected) -> str:
+    """That `object.get` has something to look into: the annotations of a Secret without any are an empty object here,
+    and nothing in Kubernetes."""
+    return all_of([way.present, f"type({way.cel}) == map", f"{way.cel} != {{}}"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from extproc.policies.cel_text import check_regular_expression, literal
+from extproc.policies.cel_text import literal, regular_expression
 from extproc.policies.gateway_api import Match, NamedMatch, PathMatch, RouteRule
 
 Rank = tuple[int, ...]
@@ -75,8 +75,7 @@ def _named(where: str, name: str, match: NamedMatch) -> str:
 
 def _whole(expression: str) -> str:
     """Proxies compare a whole text with a regular expression; CEL searches."""
-    check_regular_expression(expression)
-    return literal(f"^(?:{expression})$")
+    return literal(f"^(?:{regular_expression(expression)})$")
 
 
 def host_in_common(first: str, second: str) -> str | None:

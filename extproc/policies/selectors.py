@@ -48,6 +48,10 @@ class Selected:
         present = self.present
         return self.cel if present == TRUE else f"({present} ? {self.cel} : {expression})"
 
+    def get(self, key: str, expression: str) -> str:
+        """The value of `key` in the object that this leads to, or what `expression` says when it has no such key."""
+        return f"({_has(self.steps, key)} ? {_written((*self.steps, key))} : {expression})"
+
 
 def parse_selector(selector: str) -> Selected:
     """The way that `selector` describes. Raises Unsupported."""
@@ -58,7 +62,9 @@ def parse_selector(selector: str) -> Selected:
         case ["auth", "identity", *_]:
             return Selected(("auth", "identity", *_indexed(keys[2:])))
         case ["request", "headers", name]:
-            return Selected(("request", "headers", name.lower()))
+            if name != name.lower():
+                raise Unsupported(f"headers have names in lower case: write `request.headers.{name.lower()}`")
+            return Selected(("request", "headers", name))
         case ["request", field] if field in CALLER_MEMBERS["request"] and field != "headers":
             return Selected(("request", field))
     known = listed(f"{root}.{name}" for root, names in CALLER_MEMBERS.items() for name in sorted(names))

@@ -81,7 +81,7 @@ def encode_decision(decision: Decision) -> bytes:
         return b""
     headers = [(encodable(name), encodable(value)) for name, value in decision.headers]
     quotas = [(encodable(quota.limit), *quota[1:]) for quota in decision.quotas]
-    return orjson.dumps((int(decision.code), headers, encodable(decision.limit), quotas))
+    return orjson.dumps((int(decision.code), headers, encodable(decision.limit), quotas, decision.unlimited))
 
 
 def decode_decision(data: bytes) -> Decision:
@@ -89,8 +89,8 @@ def decode_decision(data: bytes) -> Decision:
     if not data:
         return _OK
     try:
-        code, headers, limit, quotas = orjson.loads(data)
+        code, headers, limit, quotas, unlimited = orjson.loads(data)
         pairs = tuple((name, value) for name, value in headers)
-        return Decision(Code(code), pairs, limit, tuple(Quota(*quota) for quota in quotas))
+        return Decision(Code(code), pairs, limit, tuple(Quota(*quota) for quota in quotas), unlimited)
     except (ValueError, TypeError):
         raise Unreadable("not a decision") from None

@@ -169,7 +169,7 @@ async def test_routes_have_limits_of_their_own() -> None:
         assert await running.statuses(6, FREE) == [200] * 5 + [429]
         assert await running.statuses(6, FREE, host=OTHER_HOST) == [200] * 5 + [429]
         assert running.calls == (5, 1)
-        assert await running.statuses(1, FREE, host="elsewhere.example") == [200]
+        assert await running.statuses(1, FREE, host="elsewhere.example") == [404]
 
 
 async def test_a_refusal_is_one_that_clients_understand() -> None:

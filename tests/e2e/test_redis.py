@@ -153,7 +153,7 @@ async def quickly(client: Client, **options: Any) -> Answer:
 async def deciding(stack: Stack, client: Client) -> None:
     """Return when requests are decided on again."""
     errors = -1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while errors != stack.server.metrics.errors:
             errors = stack.server.metrics.errors
             await client.send(**as_user("probe"))
@@ -328,7 +328,7 @@ async def test_a_report_waits_for_redis_to_come_back(redis: RedisServer) -> None
         await until(lambda: metrics.report_retries > 0)
         assert (metrics.reports_pending, metrics.reports["sent"]) == (1, 0)
         await redis.start()
-        await until(lambda: metrics.reports["sent"] == 1)
+        await until(lambda: metrics.reports["sent"] == 1, PATIENCE)
         assert metrics.reports_pending == 0
         assert await counted(redis) == [24]
         await assert_clean(stack)

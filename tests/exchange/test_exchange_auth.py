@@ -11,6 +11,8 @@ from support.harness import OVER_LIMIT, Gateway, RecordingAuthenticator, Recordi
 from support.messages import json_answer, request_body, request_headers, response_body, response_headers
 
 from extproc.identity.seam import AuthError, Verdict
+from extproc.limiter.embedded import EmbeddedLimiter
+from extproc.limiter.limits import LimitSet
 from extproc.wire.external_processor_pb2 import ProcessingResponse
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
@@ -289,3 +291,23 @@ async def test_null_and_nothing_are_not_the_same(first: dict[str, Any]) -> None:
         await gateway.exchange(request_headers(ends=True))
     found = [call.query.descriptors[0][0][1] for call in gateway.limiter.of("should_rate_limit")]
     assert found == (["there", "not there"] if first else ["not there", "there"])
+
+
+async def test_an_embedded_limiter_without_a_limit_for_the_caller_is_no_limit() -> None:
+    """S1.D1: descriptors that no limit's conditions fit are as unlimited as none."""
+    config = tiers(onNoLimit="deny")
+    config["actionSets"][0]["actions"][1]["conditionalData"] = [
+        {"data": [entry("tier", "auth.identity.groups"), entry("user", "auth.identity.userid")]}
+    ]
+    config["limits"] = [
+        {"namespace": "llm/route", "max_value": 1, "seconds": 60, "conditions": ["descriptors[0].tier == 'free'"]}
+    ]
+    limiter = EmbeddedLimiter(LimitSet())
+    groups = iter(["free", "gold", "free"])
+    authenticator = RecordingAuthenticator(lambda: Verdict(auth={"identity": {"userid": "a", "groups": next(groups)}}))
+    gateway = Gateway(config, limiter=limiter, authenticator=authenticator)
+    limiter.replace_limits(gateway.active.limits)
+    statuses = [
+        (await gateway.exchange(request_headers(ends=True)))[0].immediate_response.status.code for _ in range(3)
+    ]
+    assert statuses == [0, 403, 429]

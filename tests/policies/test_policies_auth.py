@@ -102,7 +102,7 @@ SELECTORS = [
     ("auth.identity.tier[0]", "auth.identity.tier[0]"),
     ("auth.identity.tier.0", "auth.identity.tier[0]"),
     ("auth.identity.in", 'auth.identity["in"]'),
-    ("request.headers.X-Tenant", 'request.headers["x-tenant"]'),
+    ("request.headers.x-tenant", 'request.headers["x-tenant"]'),
     ("context.request.http.headers.x-tenant", 'request.headers["x-tenant"]'),
     ("context.request.http.method", "request.method"),
 ]
@@ -207,6 +207,70 @@ def test_patterns(pattern: Data, identity: Data, expected: bool, compiled: Compi
     assert allows(compiled, [pattern], identity) is expected
 
 
+A = "auth.identity.a"
+
+
+@pytest.mark.parametrize(
+    ("value", "identity"),
+    [
+        ("", {}),
+        ("", {"a": None}),
+        ("", {"a": ""}),
+        ("0", {"a": 0.0}),
+        ("-1", {"a": -1}),
+        ("-1", {"a": -1.0}),
+        ("1.5", {"a": 1.5}),
+        ("-0.25", {"a": -0.25}),
+        ("0.0000001", {"a": 1e-7}),
+        ("100000000000000000000", {"a": 1e20}),
+        ("12345678901234567000", {"a": 12345678901234567890.0}),
+        ("false", {"a": False}),
+    ],
+)
+def test_values_are_compared_as_authorino_writes_them(value: str, identity: Data, compiled: Compile) -> None:
+    """What is denied for being a text is denied for being the number, and null is the empty text."""
+    assert allows(compiled, [compare(A, "eq", value)], identity)
+    assert not allows(compiled, [compare(A, "neq", value)], identity)
+    counts = compare(A, "eq", value)
+    assert not allows(compiled, [{"predicate": "false"}], identity, when=[counts])
+    if identity:
+        listed = {"a": [identity["a"]]}
+        assert allows(compiled, [compare(A, "incl", value)], listed)
+        assert not allows(compiled, [compare(A, "excl", value)], listed)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("01", 1), ("1.0", 1.0), ("1e3", 1000.0), ("9007199254740993", 9007199254740992.0), ("1", True), ("True", True)],
+)
+def test_other_spellings_are_other_texts(value: str, found: Any, compiled: Compile) -> None:
+    assert not allows(compiled, [compare(A, "eq", value)], {"a": found})
+    assert not allows(compiled, [compare(A, "incl", value)], {"a": [found]})
+
+
+@pytest.mark.parametrize(("identity"), [{}, {"a": None}])
+def test_no_value_is_in_no_list(identity: Data, compiled: Compile) -> None:
+    for value in ("", "x"):
+        assert not allows(compiled, [compare(A, "incl", value)], identity)
+        assert allows(compiled, [compare(A, "excl", value)], identity)
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"), [(r"^\w+$", "é"), (r"^\d$", "٣"), (r"^a\s$", "a\u2003"), (r"^[\w-]+$", "ü-1")]
+)
+def test_classes_of_regular_expressions_are_ascii(expression: str, text: str, compiled: Compile) -> None:
+    """As in RE2."""
+    assert not allows(compiled, [compare(A, "matches", expression)], {"a": text})
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [(r"^[\w-]+$", "a-1"), (r"^\D\W\S$", "x-y"), (r"^\\w$", "\\w"), (r"\bb\b", "a b c"), (r"^\.$", ".")],
+)
+def test_regular_expressions(expression: str, text: str, compiled: Compile) -> None:
+    assert allows(compiled, [compare(A, "matches", expression)], {"a": text})
+
+
 def test_all_patterns_and_all_rules_must_hold(compiled: Compile) -> None:
     patterns = [compare("auth.identity.a", "eq", "1"), compare("auth.identity.b", "eq", "2")]
     assert allows(compiled, patterns, {"a": "1", "b": "2"})
@@ -274,7 +338,7 @@ def test_a_policy_of_a_route_and_one_of_its_gateway_make_one_entry(compiled: Com
     general = policy(
         "AuthPolicy", "general", TO_GATEWAY, defaults={"strategy": "merge", "rules": {"authentication": {"k": KEYS}}}
     )
-    special = auth("special", TARGET, authentication={}, authorization={"x": {"opa": {"rego": "allow = false"}}})
+    special = auth("special", TARGET, authentication={}, authorization={"x": {"opa": {"rego": "allow { false }"}}})
     found = compiled(GATEWAY, route(), route("free", "b.ex.com"), SECRET, general, special)  # fmt: skip
     assert set(found.auth_configs) == {"llm/general", "llm/general+llm/special"}
     assert found.auth_configs["llm/general+llm/special"]["authorization"] == ["false"]
@@ -342,6 +406,23 @@ UNSUPPORTED: list[tuple[Data, str, str]] = [
     (pattern_of(predicate="user == ''"), PATTERNS, "unknown variable `user`, known are auth, request"),
     (pattern_of(**compare("auth.authorization.y", "eq", "")), PATTERNS, "the selector `auth.authorization.y` leads"),
     (pattern_of(**compare("auth.identity.a", "matches", "(")), PATTERNS, '"(" is no regular expression'),
+    (pattern_of(any=[]), PATTERNS, "empty: `all` and `any` have one pattern at least"),
+    (pattern_of(all=[]), PATTERNS, "empty: `all` and `any` have one pattern at least"),
+    (pattern_of(**compare("auth.identity.a", "neq", '["a"]')), PATTERNS, "`value` is that of a list or an object"),
+    (pattern_of(**compare("auth.identity.a", "excl", '{"a":1}')), PATTERNS, "`value` is that of a list or an object"),
+    (pattern_of(**compare("request.headers.X-A", "eq", "1")), PATTERNS, "headers have names in lower case: write `re"),
+    (pattern_of(**compare("auth.identity.data.a", "neq", "")), PATTERNS, "reads `auth.identity.data`, which is not "),
+    (pattern_of(predicate="!has(auth.identity.metadata.uid)"), PATTERNS, "reads `auth.identity.metadata.uid`, which"),
+    (
+        source(**KEYS, overrides={"a": {"value": 1}}) | pattern_of(predicate="auth['identity'].a == 2"),
+        PATTERNS,
+        "`auth.identity` as a whole cannot be read beside `overrides`",
+    ),
+    (
+        source(**KEYS, overrides={"a": {"value": 1}}) | pattern_of(predicate="auth.identity['\\x61'] == 2"),
+        PATTERNS,
+        "`auth.identity` as a whole cannot be read beside `overrides`",
+    ),
     (told(selector="auth.identity.a.#.b"), TOLD, "`#` in the selector"),
     (told(selector="auth.identity.a.@extract:{}"), TOLD, "`@` in the selector"),
     (told(selector="Hello {auth.identity.a}"), TOLD, "`{` in the selector"),

@@ -39,8 +39,8 @@ def test_documents_of_a_text(text: str, expected: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("a: 1\n---\nb: 1\nb: 2\n", "x.yaml: line 4, column 1: key `b` is given twice"),
-        ("a: &x 1\n---\nb: *x\n", "x.yaml: line 3, column 4: alias `x` has nothing complete to stand for"),
+        ("a: 1\n---\nb: 1\nb: 2\n", "x.yaml: line 4, column 1: key `…` is given twice"),
+        ("a: &x 1\n---\nb: *x\n", "x.yaml: line 3, column 4: alias `…` has nothing complete to stand for"),
         ("a: 1\n---\n\tb\n", "x.yaml: line 3, column 1: a tab: YAML is indented with spaces"),
     ],
 )
@@ -96,6 +96,35 @@ def test_what_is_no_document_for_us(text: str, message: str, tmp_path: Path) -> 
         read("a: # not looked at\n"[:0] + text, tmp_path)
     (problem,) = caught.value.problems
     assert (problem.path, problem.message[: len(message)]) == ("document 1", message)
+
+
+SECRET_TEXT = "S3CRET"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sk-S3CRET",
+        "- S3CRET",
+        "S3CRET: 1",
+        "stringData: {S3CRET: 1, S3CRET: 2}",
+        "stringData: {api_key: *S3CRET}",
+        "stringData: {api_key: !!S3CRET x}",
+        "stringData: {api_key: !S3CRET {}}",
+        "stringData: {api_key: S3CRET: x: y}",
+        'stringData: {api_key: "\\qS3CRET"}',
+        '{"stringData": {"S3CRET": 1, "S3CRET": 2}}',
+        '{"stringData": "S3CRET",}',
+        "stringData:\n\t- S3CRET",
+        "%S3CRET x\n---\na: 1",
+    ],
+)
+def test_no_problem_shows_a_piece_of_a_file(text: str, tmp_path: Path) -> None:
+    """Secrets are in these files."""
+    with pytest.raises(ConfigError) as caught:
+        read(text, tmp_path)
+    assert SECRET_TEXT not in str(caught.value)
+    assert SECRET_TEXT not in repr(caught.value.problems)
 
 
 def test_a_folder_is_read_by_name_and_watched(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from extproc.expressions.functions import LIBRARY
-from extproc.expressions.program import Expression
+from extproc.expressions.program import Expression, ExpressionError
 from extproc.policies.cel_text import Unsupported, check_caller_expression
 from extproc.policies.rego import rego_as_cel
 
@@ -25,7 +25,7 @@ THREE_TIERS = [
     f"# who may\nallow if {{\n  {REFERENCE}\n  allowed := {TIERS} # tiers\n\n  groups[_] == allowed[_]\n}}\n",
 ]
 ALWAYS = ["allow = true", "allow := true", "allow { true }", "default allow = true", "allow { true }\nallow { false }"]
-NEVER = ["", "allow { false }", "default allow = false", "allow = false", "# nothing"]
+NEVER = ["", "allow { false }", "default allow = false", "# nothing"]
 
 
 def allowed(rego: str, identity: dict[str, Any]) -> Any:
@@ -97,12 +97,102 @@ def test_a_text_of_the_identity_and_several_conditions() -> None:
         ('allow { true } else = false { true }', 1, "`else`"),
         ('allow { x := "\\u0041"; x == "A" }', 1, '`"`'),
         ('allow := true if { false }', 1, "`if`"),
+        (OBJECT_GET + 'allow {\n tiers := ["free"]\n tiers[groups[_]] }', 4, "`tiers`"),
+        ('allow { g := split(input.auth.identity.g, ""); g[_] == "a" }', 1, '`""`'),
+        ('in := "a"\nallow { true }', 1, "`in`"),
     ],
 )  # fmt: skip
 def test_other_rego_is_refused_with_its_line(rego: str, line: int, what: str) -> None:
     with pytest.raises(Unsupported) as caught:
         rego_as_cel(rego)
     assert str(caught.value).startswith(f"line {line}: {what} is not understood; write `patternMatching`")
+
+
+ORG = "input.auth.identity.org"
+ROLE = 'object.get(input.auth.identity.metadata.annotations, "role", "admin")'
+
+
+@pytest.mark.parametrize(
+    ("rego", "identity", "expected"),
+    [
+        (f'allow {{ {ORG} == "" }}', {}, False),
+        (f'allow {{ {ORG} == "" }}', {"org": None}, False),
+        (f'allow {{ {ORG} == "" }}', {"org": ""}, True),
+        (f'allow {{ "" == {ORG} }}', {}, False),
+        (f"allow {{ {ORG} == input.auth.identity.metadata.labels.org }}", {}, False),
+        (f"allow {{ {ORG} == input.auth.identity.metadata.labels.org }}", {"metadata": {"labels": {}}}, False),
+        (f"allow {{ {ORG} == {ORG} }}", {}, False),
+        (f"allow {{ {ORG} == {ORG} }}", {"org": 5}, True),
+        (f"allow {{ org := {ORG}; true }}", {}, False),
+        (f"allow {{ org := {ORG}; true }}", {"org": "a"}, True),
+        (f"org := {ORG}\nallow {{ true }}", {}, True),
+        (f'allow {{ {ORG} == "" }}\nallow {{ input.auth.identity.plan == "x" }}', {"plan": "x"}, True),
+        (f'g := split({ORG}, ",")\nallow {{ g[_] == "" }}', {}, False),
+        (f'g := split({ORG}, ",")\nallow {{ h := g; h[_] == "" }}', {}, False),
+        (f'g := split({ORG}, ",")\nallow {{ g[_] == "" }}', {"org": ""}, True),
+        (f'g := split({ORG}, ",")\nt := {{"free", ""}}\nallow {{ t[g[_]] }}', {}, False),
+        (f'g := split({ORG}, ",")\nt := {{"free", ""}}\nallow {{ g[_] == t[_] }}', {}, False),
+        (f'g := split("a", ",")\nallow {{ g[_] == {ORG} }}', {}, False),
+        (f'allow {{ {ROLE} == "admin" }}', {"metadata": {"annotations": {"a": "b"}}}, True),
+        (f'allow {{ {ROLE} == "admin" }}', {"metadata": {"annotations": {"role": None}}}, False),
+        (f'allow {{ {ROLE} == "admin" }}', {"metadata": {"annotations": {}}}, False),
+        (f'allow {{ {ROLE} == "admin" }}', {"metadata": {}}, False),
+        (f'allow {{ {ROLE} == "admin" }}', {}, False),
+    ],
+)
+def test_what_is_missing_has_no_value(rego: str, identity: dict[str, Any], expected: bool) -> None:
+    """As in Rego, where a rule does not allow in which something is undefined; null is a value."""
+    assert allowed(rego, identity) is expected
+
+
+@pytest.mark.parametrize("found", [None, 5, 1.5, True, ["free"], {"free": 1}, {"free": "free"}])
+@pytest.mark.parametrize(
+    "rego",
+    [
+        f'allow {{ {ORG} == "free" }}',
+        f'g := split({ORG}, ",")\nallow {{ g[_] == "free" }}',
+        f'g := split({ORG}, ",")\nt := {{"free", ""}}\nallow {{ t[g[_]] }}',
+        f'allow {{ {ORG}.plan == "free" }}',
+        f'allow {{ {ORG}["a/b"] == "free" }}',
+        f'allow {{ object.get({ORG}, "role", "free") == "x" }}',
+    ],
+)
+def test_what_is_no_text_allows_nobody(rego: str, found: Any) -> None:
+    try:
+        assert allowed(rego, {"org": found}) is False
+    except ExpressionError:
+        pass  # refused as well
+
+
+@pytest.mark.parametrize("found", [None, 5, "admin", ["a/b"], []])
+def test_object_get_looks_into_objects_only(found: Any) -> None:
+    rego = f'allow {{ object.get({ORG}, "a/b", "admin") == "admin" }}'
+    try:
+        assert allowed(rego, {"org": found}) is False
+    except ExpressionError:
+        pass  # refused as well
+
+
+@pytest.mark.parametrize(
+    ("rego", "problem"),
+    [
+        ("default allow = true\nallow = false", "line 2: `allow = false` contradicts every rule that allows; write"),
+        ("allow { true }\n\nallow := false", "line 3: `allow = false` contradicts every rule that allows; write"),
+        ("default allow = true\ndefault allow = false", "line 2: `default allow` is given a second time"),
+        ('x := "a"\nx := "b"\nallow { true }', "line 2: `x` is defined a second time"),
+        ('x := "a"\nallow { x := "b"; true }', "line 2: `x` is defined a second time"),
+        ('allow {\nx := "a"\nx := "a"\ntrue }', "line 3: `x` is defined a second time"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_with_its_line(rego: str, problem: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        rego_as_cel(rego)
+    assert str(caught.value).startswith(problem)
+
+
+def test_rules_may_use_the_same_names() -> None:
+    rego = 'allow { x := "a"; input.auth.identity.org == x }\nallow { x := "b"; input.auth.identity.org == x }'
+    assert [allowed(rego, {"org": org}) for org in "abc"] == [True, True, False]
 
 
 WORDS = ["allow", "{", "}", "true", "groups", "[_]", "==", ":=", '"free"', "\n", ";", "input.auth.identity.x", "if"]

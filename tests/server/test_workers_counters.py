@@ -45,13 +45,15 @@ def test_a_decision_loses_nothing_on_its_way(decision: Decision) -> None:
 
 def test_no_part_of_a_decision_is_forgotten() -> None:
     """A field that Decision gets one day has to travel too."""
-    sample = Decision(Code.OVER_LIMIT, (("a", "b"),), "name", (Quota("name", 5, 0, 1.5, 60),))
+    sample = Decision(Code.OVER_LIMIT, (("a", "b"),), "name", (Quota("name", 5, 0, 1.5, 60),), unlimited=True)
     plain = Decision(Code.OK)
     assert all(getattr(sample, field.name) != getattr(plain, field.name) for field in fields(Decision))
     assert decode_decision(encode_decision(sample)) == sample
 
 
-@pytest.mark.parametrize("data", [b"x", b"[]", b"{}", b'[9,[],"",[]]', b'[1,[1],"",[]]', b'[1,[],"",[[1]]]'])
+@pytest.mark.parametrize(
+    "data", [b"x", b"[]", b"{}", b'[9,[],"",[],true]', b'[1,[1],"",[],true]', b'[1,[],"",[[1]],true]']
+)
 def test_an_answer_that_is_none(data: bytes) -> None:
     with pytest.raises(Unreadable):
         decode_decision(data)
