@@ -58,6 +58,8 @@ Replies = Reply | Awaitable[Reply]
 
 NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
 TOO_LARGE: Final = replies.immediate(413, b"Payload Too Large\n", details="request_body_too_large")
+BAD_REQUEST: Final = replies.immediate(400, b"Bad Request\n", details="request_body_unreadable")
+UNSUPPORTED: Final = replies.immediate(415, b"Unsupported Media Type\n", details="request_body_unreadable")
 FAILED: Final = replies.immediate(500, _FAILED, details="extproc_failure")
 Reading = Literal["nothing", "passing", "buffered", "editable", "chunked"]
 """How a request body is asked for: not at all; while it goes on; before it goes on. Where it may be edited, Envoy must
@@ -239,7 +241,8 @@ class Exchange:
         if undecided and any(action_set.denies_on_failure for action_set in possible):
             return self._fail("internal error", "")
         self._shared.metrics.errors += 1
-        return replies.CONTINUE[kind] if message is None else self._unchanged(kind, message)
+        changes = self._changes if kind == "request_headers" else b""
+        return replies.CONTINUE[kind] if message is None else self._unchanged(kind, message) + changes
 
     def _unchanged(self, kind: str, message: ProcessingRequest) -> Reply:
         """Let a body chunk pass; in full duplex that means to send it back."""
@@ -446,7 +449,7 @@ class Exchange:
     def _read_request(self, action_set: ActionSet, facts: RequestFacts) -> None:
         assert action_set.request_reader is not None
         encoding = facts.header("content-encoding") or ""
-        self._request_reader = action_set.request_reader.open(encoding)
+        self._request_reader = action_set.request_reader.open(facts.header("content-type") or "", encoding)
         if self._evaluation is not None and self._evaluation.names_body:
             self._request_body = []
 
@@ -485,8 +488,8 @@ class Exchange:
             return self._too_large()
         if self._guard is not None and not self._guard.allows(b"".join(self._request_body or ())):
             return self._reject("model", 403, "the model is not allowed")
-        if action_set.decides_on_body and reader.unread is not None:
-            return self._fail(f"the request body cannot be read: {reader.unread}", "")
+        if action_set.decides_on_body and reader.unread is not None and action_set.denies_on_failure:
+            return self._unreadable(reader.unread)
         if whole and message is not None:
             reply = self._asking_for_usage(message, reply)
         if self._state is not _State.REQUEST:
@@ -613,6 +616,16 @@ class Exchange:
         reason = "the request body does not fit into Envoy's buffer"
         self._shared.decisions.note("denied", {**self._about, "reason": reason})
         return replies.with_headers(TOO_LARGE, self._headers) if self._headers else TOO_LARGE
+
+    def _unreadable(self, why: str) -> Reply:
+        """Nothing is decided on a body that others may read otherwise."""
+        self._shared.metrics.denied += 1
+        self._shared.metrics.body_unread("encoding" if why == "encoding" else "corrupt")
+        self._end("denied")
+        reason = f"the request body cannot be read: {why}"
+        self._shared.decisions.note("denied", {**self._about, "decision": "denied", "reason": reason})
+        reply = UNSUPPORTED if why == "encoding" else BAD_REQUEST
+        return replies.with_headers(reply, self._headers) if self._headers else reply
 
     def _fail(self, reason: str, service: str) -> Reply:
         """No decision, and the service denies then: 500 (S0.14)."""

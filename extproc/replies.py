@@ -27,6 +27,8 @@ from extproc.wire.processing_mode_pb2 import ProcessingMode
 Headers = Iterable[tuple[str, str]]
 _DOUBLE = Struct("<d")
 _exchange = _DOUBLE.pack_into
+_SHORT = 512
+"""Characters of headers that a reply is remembered with: clients may choose them."""
 _OPTIONAL = ("cached_tokens", "cache_write_tokens", "reasoning_tokens")
 """Mostly 0, and then constant."""
 
@@ -57,12 +59,21 @@ def request_headers(mode: ProcessingMode | None = None, *, remove: Iterable[str]
     return ProcessingResponse(request_headers=headers, mode_override=mode).SerializeToString()
 
 
-@lru_cache(maxsize=1024)
 def request_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
     """More to put behind a `request_headers` reply: headers that the model is to see, and not to see.
 
-    Protobuf messages merge when their bytes are joined.
+    Protobuf messages merge when their bytes are joined. Short ones, which most are, are remembered.
     """
+    size = sum(len(key) + len(value) for key, value in change) + sum(map(len, remove))
+    return _short_changes(change, remove) if size <= _SHORT else _changes(change, remove)
+
+
+@lru_cache(maxsize=1024)
+def _short_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
+    return _changes(change, remove)
+
+
+def _changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
     response = CommonResponse(header_mutation=_mutation(change, remove))
     return ProcessingResponse(request_headers=HeadersResponse(response=response)).SerializeToString()
 

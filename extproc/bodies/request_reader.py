@@ -6,6 +6,9 @@ many, nor many that mean little, hold up everybody else. What is no JSON documen
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import orjson
 
 from extproc.bodies.decoders import decoder_for
@@ -29,30 +32,40 @@ class RequestReaderFactory:
         self._wanted = wanted
         self._largest = largest
 
-    def open(self, content_encoding: str) -> BodyReader:
-        """A reader for a body in this encoding; "" when it is as it is."""
-        reader = RequestReader(self._wanted, self._largest)
+    def open(self, content_type: str, content_encoding: str) -> BodyReader:
+        """A reader for a body with these headers; "" where there is none."""
+        is_json = not content_type or "json" in content_type.lower()
+        reader = RequestReader(self._wanted, self._largest, is_json=is_json)
         if not content_encoding:
             return reader
         decoder = decoder_for(content_encoding, min(self._largest, DECODED), codings=1)
         return Unreadable() if decoder is None else DecodingReader(decoder, reader)
 
 
-class RequestReader:
-    """Holds a body and parses it once."""
+def _parsed(body: bytes) -> Any:
+    """A document, also one with NaN, lone surrogates or in UTF-16: models written in Python take those."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json.loads(body, strict=False)
 
-    __slots__ = ("_body", "_largest", "_wanted", "complete", "findings", "unread")
+
+class RequestReader:
+    """Holds a body and parses it once; what should be JSON and is none could not be read."""
+
+    __slots__ = ("_body", "_is_json", "_largest", "_wanted", "complete", "findings", "unread")
 
     mid_event = False
     streaming = False
 
-    def __init__(self, wanted: Wanted, largest: int) -> None:
+    def __init__(self, wanted: Wanted, largest: int, *, is_json: bool) -> None:
         self.findings = Findings()
         self.complete = False
         """Whether, after `close`, a whole document was there."""
         self.unread: Unread | None = None
         self._wanted = wanted
         self._largest = largest
+        self._is_json = is_json
         self._body = bytearray()
 
     def feed(self, data: bytes) -> None:
@@ -67,13 +80,15 @@ class RequestReader:
         body = self._body
         if len(body) > MARKS and sum(map(body.count, (b",", b"[", b"{"))) > MARKS:
             self._give_up()
-        if self.unread is None and body:
-            try:
-                document = orjson.loads(body.removeprefix(_BOM))
-            except orjson.JSONDecodeError:
-                return
-            self.complete = True
-            self._wanted.document.extract(document, self.findings)
+        if self.unread is not None or not body.strip():
+            return
+        try:
+            document = _parsed(bytes(body.removeprefix(_BOM)))
+        except (ValueError, RecursionError):
+            self.unread = "corrupt" if self._is_json else None
+            return
+        self.complete = True
+        self._wanted.document.extract(document, self.findings)
 
     def _give_up(self) -> None:
         self.unread = "too_large"

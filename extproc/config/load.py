@@ -85,8 +85,14 @@ def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
         config = config.model_copy(update={"limits": [*config.embedded_limits, *added]})
     if problems := first_problems(chain(limits_problems, find_problems(config, files))):
         raise ConfigError(problems)
-    warnings = (*policies.warnings, *find_warnings(config))
-    return Loaded(config, files.snapshot, warnings, _keys(config, files))
+    keys = _keys(config, files)
+    unused = (
+        Problem.at(("authConfigs", scope, "authentication", name, "apiKeys"), "no key is there: nobody is let in by it")
+        for (scope, name), found in keys.items()
+        if not found
+    )
+    warnings = (*policies.warnings, *find_warnings(config), *unused)
+    return Loaded(config, files.snapshot, warnings, keys)
 
 
 def _policies(data: dict[str, Any], base: Path, files: Files) -> Compiled:

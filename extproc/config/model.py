@@ -501,7 +501,7 @@ class Bodies(Model):
     sse_event: Size = Field(default=1024 * 1024, description="Larger server-sent events are not read.")
     decoded: Size = Field(default=256 * 1024 * 1024, description="A compressed answer is read up to this decoded size.")
     text: Size = Field(default=256 * 1024, description="Generated text kept of an answer, for an estimate.")
-    message: Size = Field(
+    message: Annotated[int, Field(gt=0, lt=2**31)] = Field(
         default=64 * 1024 * 1024, description="Largest message from Envoy; a request body that is read must fit."
     )
 

@@ -19,13 +19,13 @@ from extproc.facts import RequestFacts
 _GENERATES_NOTHING: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"DELETE", b"TRACE"})
 _PLACES: Final = (
     re.compile(r"/(?:deployments|engines)/([^/]+)", re.I),
-    re.compile(r"/endpoints/([^/:]+)", re.I),
-    re.compile(r"/(?:models|tunedmodels)/([^/:]+)", re.I),
-    # Bedrock. An ARN may come with its slash as it is.
-    re.compile(r"/model/(.+)/[^/]+/*$", re.I),
+    re.compile(r"/(?:models|tunedmodels|endpoints)/([^/:]+)", re.I),
 )
 """Where paths name a model; the first group is its name."""
-_AMBIGUOUS: Final = re.compile(r"//|[\\;%]|/\.{1,2}(?:/|$)")
+_BEDROCK: Final = "/model/"
+MAX_TARGET: Final = 4096
+"""Characters; a longer path and query are refused."""
+_AMBIGUOUS: Final = re.compile(r"//|[\x00-\x1f\x7f\\;%]|/\.{1,2}(?:/|$)")
 """In a decoded path: servers and proxies differ in where it leads."""
 _JSON: Final = re.compile(r'\s*(?:application|text)/(?:[\w.-]+\+)?json\s*(?:;\s*charset="?utf-8"?\s*)?', re.I)
 """In another charset the same bytes may say something else."""
@@ -72,9 +72,13 @@ def names_in_target(target: str) -> frozenset[str] | None:
     """The models that a path and its query name; None where it cannot be told for certain."""
     path, _, query = target.partition("?")
     path = unquote(path)
-    if _AMBIGUOUS.search(path):
+    if len(target) > MAX_TARGET or _AMBIGUOUS.search(path):
         return None
     names = {found.group(1) for place in _PLACES for found in place.finditer(path)}
+    start = path.lower().find(_BEDROCK)
+    if start >= 0:
+        # An ARN may come with its slash as it is; what is behind the last one is the operation.
+        names.add(path[start + len(_BEDROCK) :].rstrip("/").rpartition("/")[0])
     names |= {value for key, value in parse_qsl(query, keep_blank_values=True) if key.casefold() == _MODEL}
     return frozenset(names)
 

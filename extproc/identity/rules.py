@@ -56,6 +56,10 @@ class Expressions:
     headers: Mapping[str, Reading]
 
 
+_SHORT = 256
+"""Characters of header names that are remembered with a verdict: clients may choose them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Removal:
     """Headers of a client that the model never sees: those named exactly, and those that begin so.
@@ -125,7 +129,8 @@ class Rules:
             if verdict.remove_headers != unwanted:
                 verdict = replace(verdict, remove_headers=unwanted)
         if self._repeatable:
-            caller.verdict, caller.known = verdict, None
+            short = sum(map(len, verdict.remove_headers)) <= _SHORT
+            caller.verdict, caller.known = verdict if short else replace(verdict, remove_headers=()), None
         return verdict
 
     def _decide(self, caller: Caller, facts: RequestFacts, hidden: tuple[str, ...]) -> Verdict:

@@ -23,7 +23,7 @@ from extproc.expressions.lookup import NotThere
 from extproc.facts import RequestFacts
 from extproc.identity.seam import Authenticator
 from extproc.limiter.seam import MAX_HITS, Limiter
-from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Item, Phase, Service
+from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Item, Phase, Service, hits_of
 from extproc.plan.attributes import KNOWN, ROOTS, USAGE
 from extproc.plan.bodies import BodyValues
 from extproc.plan.hosts import HostTable
@@ -393,9 +393,14 @@ def _folded(expression: Expression) -> str | Expression:
 
 
 def _hits(value: str | Expression) -> int | Expression:
-    """A static addend as a number; one that is none was told as a problem."""
+    """An addend that depends on nothing as a number; one that is none was told as a problem."""
     if isinstance(value, Expression):
-        return value
+        if value.variables or value.references.calls:
+            return value
+        try:
+            return hits_of(value.evaluate(cel.Context(functions=dict(LIBRARY))))
+        except (ExpressionError, ValueError):
+            return value
     return int(value) if value.isdecimal() else 0
 
 

@@ -46,7 +46,10 @@ class Evaluation:
 
     def applies(self, action: AuthAction) -> bool:
         """Whether the caller is to be told by `action`. Raises ActionFailure."""
-        return not action.predicates or action.applies(self._sight)
+        if not action.predicates:
+            return True
+        # What another action has found out meanwhile counts.
+        return action.applies(Sight(self.action_set.scope, self._sight.facts, self._bodies))
 
     def begin(self) -> None:
         """All that is to be known of the request's head is known."""

@@ -88,7 +88,7 @@ def check_caller_expression(source: str, absent: Iterable[Path] = ()) -> None:
 
 
 def regular_expression(expression: str) -> str:
-    r"""One of RE2's kind as `matches` takes it: with `\w` and the like for ASCII, as in RE2, and not for all of Unicode.
+    r"""One of RE2's kind as `matches` takes it: `\w` and the like mean ASCII, as in RE2, and not all of Unicode.
 
     Raises Unsupported.
     """

@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 from extproc.bodies.findings import MAX_MODEL
 
+MAX_PATH = 1024
+"""Characters of a path that are looked at: the pattern takes a time that grows with their square."""
 _PATHS = re.compile(
     # Bedrock. An ARN may come with its slash as it is.
     r"/model/(?P<bedrock>[^?#]+?)/(?:converse|converse-stream|invoke|invoke-with-response-stream)(?:[?#]|$)"
@@ -19,7 +21,7 @@ _PATHS = re.compile(
 
 def model_from_path(path: str) -> str:
     """The model in `path` (query allowed), percent-decoded and at most 128 characters, "" when it names none."""
-    found = _PATHS.search(path.partition("?")[0])
+    found = _PATHS.search(path.partition("?")[0][:MAX_PATH])
     if found is None or found.lastgroup is None:
         return ""
     return unquote(found[found.lastgroup])[:MAX_MODEL]

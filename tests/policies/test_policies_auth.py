@@ -241,14 +241,14 @@ def test_values_are_compared_as_authorino_writes_them(value: str, identity: Data
 
 @pytest.mark.parametrize(
     ("value", "found"),
-    [("01", 1), ("1.0", 1.0), ("1e3", 1000.0), ("9007199254740993", 9007199254740992.0), ("1", True), ("True", True)],
+    [("01", 1), ("1.0", 1.0), ("9007199254740993", 9007199254740992.0), ("1", True), ("True", True)],
 )
 def test_other_spellings_are_other_texts(value: str, found: Any, compiled: Compile) -> None:
     assert not allows(compiled, [compare(A, "eq", value)], {"a": found})
     assert not allows(compiled, [compare(A, "incl", value)], {"a": [found]})
 
 
-@pytest.mark.parametrize(("identity"), [{}, {"a": None}])
+@pytest.mark.parametrize("identity", [{}, {"a": None}])
 def test_no_value_is_in_no_list(identity: Data, compiled: Compile) -> None:
     for value in ("", "x"):
         assert not allows(compiled, [compare(A, "incl", value)], identity)

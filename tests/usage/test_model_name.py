@@ -43,7 +43,7 @@ def test_paths(path: str, model: str) -> None:
 
 
 def test_long_names_are_cut() -> None:
-    assert model_from_path(f"/openai/deployments/{'%41' * 5000}/chat") == "A" * 128
+    assert model_from_path(f"/openai/deployments/{'%41' * 300}/chat") == "A" * 128
 
 
 @given(st.text(max_size=200) | st.text(alphabet="/model:s%3A2F?x", max_size=200))
