@@ -51,3 +51,22 @@ def test_the_shipped_configuration_is_valid_and_explained(capsys: pytest.Capture
     assert explanation.err == ""
     for words in ("*.example.com", "CheckRateLimit", "Report", "limitador:8081", "/v1/chat/completions", "429"):
         assert words in explanation.out
+
+
+def test_the_example_of_the_identity_page_is_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S1.D5: what documents show is run."""
+    example, keys = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "identity.md").read_text(), re.DOTALL)[:2]
+    (tmp_path / "extproc.yaml").write_text(example)
+    (tmp_path / "keys.yaml").write_text(keys.replace("sha256:...", "key"))
+    assert main(["check", "--strict", str(tmp_path / "extproc.yaml")]) == 0
+    assert "2 API keys" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_anchors_lead_somewhere(path: Path) -> None:
+    text = path.read_text()
+    headings = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.*)$", text, re.M)}
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in headings, anchor

@@ -7,7 +7,7 @@ from typing import Any
 
 import cel
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from extproc.expressions.functions import LIBRARY
@@ -196,6 +196,7 @@ def test_rules_may_use_the_same_names() -> None:
 WORDS = ["allow", "{", "}", "true", "groups", "[_]", "==", ":=", '"free"', "\n", ";", "input.auth.identity.x", "if"]
 
 
+@settings(deadline=None)
 @example("allow")
 @given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join) | st.text(max_size=30))
 def test_any_text_is_cel_or_refused(rego: str) -> None:

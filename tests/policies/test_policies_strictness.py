@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies.samples import GATEWAY, SECRET, TO_GATEWAY, Data, auth, limit, policy, route
 
@@ -89,6 +89,7 @@ def test_the_documents_of_this_test_are_right(documents: list[Data]) -> None:
     assert compiled(documents).action_sets
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_key_that_means_nothing_is_told_wherever_it_stands(data: st.DataObject) -> None:
     documents = copy.deepcopy(data.draw(st.sampled_from(SETS)))
@@ -103,6 +104,7 @@ def test_a_key_that_means_nothing_is_told_wherever_it_stands(data: st.DataObject
     assert any(STRANGE in str(problem) for problem in caught.value.problems), str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_documents_in_which_anything_is_replaced_are_compiled_or_refused(seed: int) -> None:
     """Whatever stands in a document, nothing but ConfigError comes out of it."""
