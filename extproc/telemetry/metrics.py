@@ -102,6 +102,7 @@ class Metrics(Collector):
         self._action_failures: dict[str, int] = {}
         self._genai = GenAiMetrics()
         self._used: list[tuple[Usage, str, float, float | None]] = []
+        self._making: dict[bool, asyncio.Task[tuple[bytes, str]]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -194,7 +195,17 @@ class Metrics(Collector):
         return b"".join(pieces), content_type
 
     async def page(self, accept: str = "") -> tuple[bytes, str]:
-        """As `render`, with limits as they are now, and with turns for others in between: users may be many."""
+        """As `render`, with limits as they are now, and with turns for others in between: users may be many.
+
+        Those who ask while a page is being made get that one: any number of scrapers cost as much as one.
+        """
+        openmetrics = "application/openmetrics-text" in accept
+        making = self._making.get(openmetrics)
+        if making is None or making.done():
+            making = self._making[openmetrics] = asyncio.create_task(self._page(accept))
+        return await asyncio.shield(making)
+
+    async def _page(self, accept: str) -> tuple[bytes, str]:
         if self.limits is not None:
             await self.limits.look()
         written: list[bytes] = []
