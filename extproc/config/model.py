@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -93,20 +93,32 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel, populate_by_name=True)
 
 
-class Addressed(Model):
-    """An object with an `address`, for which the bare address may be written."""
+class InShort(Model):
+    """An object for which the bare value of one field, `in_short`, may be written."""
 
-    address: str
+    in_short: ClassVar[str]
+    choices: ClassVar[tuple[str, ...]] = ()
+    """What that value is one of, where it is."""
 
     @model_validator(mode="before")
     @classmethod
     def short_form(cls, data: Any) -> Any:
-        return {"address": data} if isinstance(data, str) else data
+        return {cls.in_short: data} if isinstance(data, str) else data
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         written_out = handler(core_schema)
-        return {"anyOf": [{"type": "string", "description": "Just the address."}, written_out]}
+        short: dict[str, Any] = {"type": "string", "description": f"Just the {cls.in_short}."}
+        if cls.choices:
+            short["enum"] = list(cls.choices)
+        return {"anyOf": [short, written_out]}
+
+
+class Addressed(InShort):
+    """An object with an `address`, for which the bare address may be written."""
+
+    in_short = "address"
+    address: str
 
 
 class Service(Model):
@@ -184,9 +196,11 @@ class RouteRuleConditions(Model):
     predicates: list[str] = Field(default_factory=list, description="CEL expressions, all must be true.")
 
 
-class DenyWith(Model):
+class DenyWith(InShort):
     """The answer to a request over its limit; the bare profile may be written."""
 
+    in_short = "profile"
+    choices = get_args(DenyProfile)
     profile: DenyProfile = Field(
         default="kuadrant",
         description="`kuadrant`: a line of text; `gloo`: no body; `openai`, `anthropic`: JSON as their APIs answer.",
@@ -197,17 +211,6 @@ class DenyWith(Model):
         description="`x-envoy-ratelimited: true` unless given; what is given replaces it.",
     )
     body: str | None = Field(default=None, description="In place of the profile's.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def short_form(cls, data: Any) -> Any:
-        return {"profile": data} if isinstance(data, str) else data
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        written_out = handler(core_schema)
-        names = list(get_args(DenyProfile))
-        return {"anyOf": [{"type": "string", "enum": names, "description": "Just the profile."}, written_out]}
 
 
 class Fixed(Model):
@@ -331,9 +334,10 @@ class Limit(Model):
         return self
 
 
-class Storage(Model):
+class Storage(InShort):
     """Where the embedded limiter keeps its counters; the bare address may be written."""
 
+    in_short = "url"
     url: str = Field(
         default="memory",
         description="`memory`, `redis://[user:password@]host:port[/db]`, `rediss://...` (TLS), `unix:///path`, "
@@ -345,16 +349,6 @@ class Storage(Model):
     )
     tls: ClientTls | None = Field(default=None, description="Certificates for `rediss`.")
     prefix: str = Field(default="extproc", description="What every key in Redis begins with.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def short_form(cls, data: Any) -> Any:
-        return {"url": data} if isinstance(data, str) else data
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        written_out = handler(core_schema)
-        return {"anyOf": [{"type": "string", "description": "Just the address."}, written_out]}
 
     @property
     def in_memory(self) -> bool:
