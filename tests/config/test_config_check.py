@@ -225,3 +225,20 @@ def test_an_embedded_limiter_without_limits_is_a_warning(load: Load, document: A
 def test_limits_may_wait_for_the_embedded_limiter(load: Load, document: Any, endpoints: Any) -> None:
     """So that one word is all there is to change; `extproc check` says that they are not used."""
     assert warnings(load, document | {"endpoints": endpoints}) == []
+
+
+def test_a_source_without_a_key_lets_nobody_in(load: Load, document: Any, tmp_path: Path) -> None:
+    """A file that was emptied by mistake is told, and not only by its 401s."""
+    (tmp_path / "keys.yaml").write_text("keys: []")
+    document["services"]["who"] = {"type": "auth", "endpoint": "embedded"}
+    document["actionSets"][0]["actions"].insert(0, {"service": "who", "scope": "maas"})
+    source = {"apiKeys": {"files": [str(tmp_path / "keys.yaml")]}}
+    document["authConfigs"] = {"maas": {"authentication": {"users": source}}}
+    assert warnings(load, document) == [
+        "authConfigs.maas.authentication.users.apiKeys: no key is there: nobody is let in by it"
+    ]
+
+
+def test_a_message_is_as_large_as_grpc_can_count(load: Load, document: Any) -> None:
+    document["bodies"] = {"message": 2**31}
+    assert problems(load, document)[0].startswith("bodies.message: expected an integer below 2147483648")

@@ -311,3 +311,40 @@ async def test_an_embedded_limiter_without_a_limit_for_the_caller_is_no_limit() 
         (await gateway.exchange(request_headers(ends=True)))[0].immediate_response.status.code for _ in range(3)
     ]
     assert statuses == [0, 403, 429]
+
+
+async def test_a_second_authenticator_is_asked_by_what_the_first_has_found_out() -> None:
+    """Neither by an identity that was not known yet, nor by a header that is not believed any more."""
+    config = tiers()
+    config["services"]["who"]["failureMode"] = "allow"
+    first, second = {"service": "who", "scope": "one"}, {"service": "who", "scope": "two"}
+    first["predicates"] = ["request.method.startsWith('P')"]
+    second["predicates"] = ["auth.identity.groups.contains('free') && !has(request.headers.trusted)"]
+    config["actionSets"][0]["actions"][:1] = [first, second]
+    verdicts = iter([Verdict(auth=ALICE, remove_headers=("trusted",)), Verdict(status=403)])
+    gateway = asking(lambda: next(verdicts), config)
+    (reply,) = await gateway.exchange(request_headers({"trusted": "yes"}, ends=True))
+    assert reply.immediate_response.status.code == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({}, b'{"model":"limited","x":}', 400),
+        ({"content-encoding": "dcb"}, b"x", 415),
+        ({}, b'{"model":"limited","x":NaN}', 429),
+        ({"content-type": "multipart/form-data"}, b"--b", 0),
+    ],
+)
+async def test_no_limit_is_escaped_by_a_body_that_others_can_read(
+    headers: dict[str, str], body: bytes, status: int
+) -> None:
+    """What decides is read as leniently as models do, or the request is refused."""
+    config = tiers()
+    config["actionSets"][0]["actions"] = config["actionSets"][0]["actions"][1:2]
+    config["actionSets"][0]["actions"][0]["conditionalData"] = [
+        {"predicates": ["requestBodyJSON('/model') == 'limited'"], "data": [entry("a", '"1"')]}
+    ]
+    gateway = asking(Verdict, config, should_rate_limit=OVER_LIMIT)
+    replies = await gateway.exchange(request_headers(headers), request_body(body))
+    assert replies[-1].immediate_response.status.code == status

@@ -126,9 +126,12 @@ class EnvoyRatelimit:
             )
         try:
             await _serving(self.address)
-        except BaseException as error:
+        except Exception as error:
             await self.kill()
             raise AssertionError(f"envoyproxy/ratelimit did not start: {self._log.read_text()[-2000:]}") from error
+        except BaseException:
+            await self.kill()
+            raise
 
     async def kill(self) -> None:
         process, self._process = self._process, None
