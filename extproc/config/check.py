@@ -8,9 +8,10 @@ from pathlib import Path
 
 from extproc.config.address import Address, Tcp, parse_address, valid_hostname, valid_ipv6
 from extproc.config.errors import ConfigError, Problem, Step, listed, quoted, shown, similar
+from extproc.config.fields import ClientTls
 from extproc.config.files import Files, Unreadable
 from extproc.config.masking import without_userinfo
-from extproc.config.model import ActionSet, ClientTls, Config, Endpoint, ServerTls
+from extproc.config.model import ActionSet, Config, Endpoint, ServerTls
 from extproc.config.storage import parse_storage
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

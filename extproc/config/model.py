@@ -6,119 +6,34 @@ Everything else is ours. Durations are written `20ms`, `1.5s`, `1h30m` and read 
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    GetJsonSchemaHandler,
-    PlainSerializer,
-    Tag,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
+from pydantic import AfterValidator, ConfigDict, Field, Tag, model_validator
+
+from extproc.config.fields import (
+    Addressed,
+    ClientTls,
+    DialectName,
+    Duration,
+    FilePath,
+    Hostname,
+    InShort,
+    Model,
+    Namespace,
+    PathEnding,
+    PemFile,
+    Size,
+    arm,
 )
-from pydantic.alias_generators import to_camel
-from pydantic_core import CoreSchema
+from extproc.config.guards import Guard
+from extproc.config.prompts import Algorithm, Precharge, PromptLimits
+from extproc.config.providers import Provider, Routing
 
-from extproc.config.duration import DURATION, PATTERN, format_duration, parse_duration
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Validation context of what an operator wrote: a bare number is no duration, paths are relative to `base`."""
-
-    base: Path
-
-
-def _duration(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, str):
-        return parse_duration(value)
-    if isinstance(value, float) and not isinstance(info.context, Written):
-        return value
-    raise ValueError(f"expected {DURATION}")
-
-
-def _anchored(path: str, info: ValidationInfo) -> str:
-    return str(info.context.base / path) if isinstance(info.context, Written) else path
-
-
-def _folded(hostname: str) -> str:
-    """Lower case, without one trailing dot; `*.` stays what it is and never becomes `*`."""
-    return hostname.lower() if hostname == "*." else hostname.lower().removesuffix(".")
-
-
-def _namespace(name: str) -> str:
-    if not re.fullmatch(r"[^\s:()%]+", name):
-        raise ValueError(f"expected a name that an access log can show, without spaces and :()%, found `{name}`")
-    return name
-
-
-def _path_ending(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError(f"expected the end of a path, beginning with `/`, found `{path}`")
-    return path
-
-
-Namespace = Annotated[str, AfterValidator(_namespace)]
-PathEnding = Annotated[str, AfterValidator(_path_ending)]
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    PlainSerializer(format_duration, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": PATTERN}),
-]
-PemFile = Annotated[str, AfterValidator(_anchored), Field(description="Relative to the configuration file.")]
-Directory = Annotated[str, AfterValidator(_anchored)]
 PriceOf = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Hostname = Annotated[str, AfterValidator(_folded)]
-DialectName = Literal["auto", "openai", "responses", "anthropic", "gemini", "bedrock", "ollama", "cohere"]
 ServiceType = Literal["auth", "ratelimit", "ratelimit-check", "ratelimit-report"]
 FailureMode = Literal["deny", "allow"]
 CalendarUnit = Literal["minute", "hour", "day", "week", "month"]
 DenyProfile = Literal["kuadrant", "gloo", "openai", "anthropic"]
-Size = Annotated[int, Field(gt=0)]
-
-
-class Model(BaseModel):
-    """Immutable; unknown fields are errors, because a misspelt limit is no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel, populate_by_name=True)
-
-
-class InShort(Model):
-    """An object for which the bare value of one field, `in_short`, may be written."""
-
-    in_short: ClassVar[str]
-    choices: ClassVar[tuple[str, ...]] = ()
-    """What that value is one of, where it is."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def short_form(cls, data: Any) -> Any:
-        return {cls.in_short: data} if isinstance(data, str) else data
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        written_out = handler(core_schema)
-        short: dict[str, Any] = {"type": "string", "description": f"Just the {cls.in_short}."}
-        if cls.choices:
-            short["enum"] = list(cls.choices)
-        return {"anyOf": [short, written_out]}
-
-
-class Addressed(InShort):
-    """An object with an `address`, for which the bare address may be written."""
-
-    in_short = "address"
-    address: str
 
 
 class Service(Model):
@@ -219,18 +134,9 @@ class Fixed(Model):
     fixed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="Tokens.")
 
 
-def _arm(**types: type | tuple[type, ...]) -> Discriminator:
-    """Chooses the arm of a union by the type of the value, so that only that arm tells what is wrong."""
-
-    def choose(value: Any) -> str | None:
-        return next((tag for tag, kind in types.items() if isinstance(value, kind)), None)
-
-    return Discriminator(choose)
-
-
 OnMissingUsage = Annotated[
     Annotated[Literal["estimate", "skip"], Tag("word")] | Annotated[Fixed, Tag("fixed")],
-    _arm(word=str, fixed=(dict, Fixed)),
+    arm(word=str, fixed=(dict, Fixed)),
 ]
 
 
@@ -243,6 +149,9 @@ class ActionSet(Model):
     deny_with: DenyWith | None = Field(default=None, description="Overrides the top level `denyWith`.")
     on_no_limit: FailureMode | None = Field(default=None, description="Overrides the top level `onNoLimit`.")
     dialect: DialectName | None = Field(default=None, description="Overrides the top level `dialect`.")
+    precharge: Precharge | None = Field(default=None, description="Overrides the top level `precharge`.")
+    guards: list[str] = Field(default_factory=list, description="Names from `guards`, besides those of the host.")
+    routed: bool = Field(default=True, description="Whether `providers` and `promptLimits` are for these requests.")
 
 
 class Tracing(Model):
@@ -259,15 +168,6 @@ class Observability(Model):
     )
     default_level: Literal["TRACE", "DEBUG", "INFO", "WARN", "ERROR", "OFF"] = "WARN"
     tracing: Tracing | None = None
-
-
-class ClientTls(Model):
-    """TLS towards a limiter. Files hold PEM."""
-
-    ca: PemFile | None = Field(default=None, description="Trusted roots; the system's when absent.")
-    cert: PemFile | None = Field(default=None, description="Client certificate, together with `key`.")
-    key: PemFile | None = None
-    server_name: str | None = Field(default=None, description="Expected name in the server's certificate.")
 
 
 class Endpoint(Addressed):
@@ -322,6 +222,10 @@ class Limit(Model):
     )
     id: str | None = None
     name: str | None = None
+    algorithm: Algorithm = Field(
+        default="fixed",
+        description="`gcra`: no windows, but a bucket of `max_value` that fills steadily within `seconds`.",
+    )
     conditions: list[str] = Field(default_factory=list, description="CEL over `descriptors`, all must be true.")
     variables: list[str] = Field(default_factory=list, description="CEL; one counter per distinct value.")
 
@@ -331,6 +235,8 @@ class Limit(Model):
             raise ValueError("expected exactly one of `seconds`, `calendar`")
         if self.time_zone != "UTC" and self.calendar is None:
             raise ValueError("`time_zone` belongs to `calendar`")
+        if self.algorithm == "gcra" and self.seconds is None:
+            raise ValueError("`algorithm: gcra` needs `seconds`")
         return self
 
 
@@ -344,7 +250,7 @@ class Storage(InShort):
         "`redis+sentinel://host:port,host:port/service[/db]` or `redis+cluster://host:port,host:port`; each also as "
         "`rediss+...`.",
     )
-    password_file: Annotated[str, AfterValidator(_anchored)] | None = Field(
+    password_file: FilePath | None = Field(
         default=None, description="Holds the password, in place of one in `url`; relative to this file."
     )
     tls: ClientTls | None = Field(default=None, description="Certificates for `rediss`.")
@@ -389,7 +295,7 @@ class Selector(Model):
 class ApiKeys(Model):
     """API keys from files: ours, or Kubernetes Secret documents."""
 
-    files: Annotated[list[Annotated[str, AfterValidator(_anchored)]], Field(min_length=1)] = Field(
+    files: Annotated[list[FilePath], Field(min_length=1)] = Field(
         description="Files or folders, relative to this file."
     )
     selector: Selector = Selector()
@@ -495,6 +401,11 @@ class Bodies(Model):
     sse_event: Size = Field(default=1024 * 1024, description="Larger server-sent events are not read.")
     decoded: Size = Field(default=256 * 1024 * 1024, description="A compressed answer is read up to this decoded size.")
     text: Size = Field(default=256 * 1024, description="Generated text kept of an answer, for an estimate.")
+    buffer: Size = Field(
+        default=16 * 1024,
+        description="What Envoy surely buffers of a request, whatever its mode: edited requests up to it keep a "
+        "content-length. Must not exceed Envoy's `per_connection_buffer_limit_bytes`.",
+    )
     message: Annotated[int, Field(gt=0, lt=2**31)] = Field(
         default=64 * 1024 * 1024, description="Largest message from Envoy; a request body that is read must fit."
     )
@@ -514,7 +425,7 @@ class Price(Model):
 class Estimates(Model):
     """How tokens are counted that no model reported."""
 
-    vocabulary: Directory | None = Field(
+    vocabulary: FilePath | None = Field(
         default=None,
         description="A folder that `extproc vocab` filled, relative to this file; TIKTOKEN_CACHE_DIR when absent. "
         "Without one, estimates go by the size of the text.",
@@ -574,8 +485,8 @@ class Log(Model):
 class Config(Model):
     """A whole configuration file."""
 
-    services: dict[str, Service] = Field(description="By name.")
-    action_sets: list[ActionSet]
+    services: dict[str, Service] = Field(default_factory=dict, description="By name.")
+    action_sets: list[ActionSet] = Field(default_factory=list)
     request_data: dict[str, str] = Field(default_factory=dict, description="Key -> CEL expression.")
     observability: Observability = Observability()
     descriptor_service: str | None = Field(default=None, description="Accepted from wasm-shim, not used.")
@@ -583,7 +494,7 @@ class Config(Model):
     endpoints: Annotated[dict[str, Endpoint], AfterValidator(_with_embedded)] = Field(
         default_factory=lambda: _with_embedded({}), description="By name; `embedded` is always there."
     )
-    limits: Annotated[Annotated[str, Tag("path")] | Annotated[list[Limit], Tag("list")], _arm(path=str, list=list)] = (
+    limits: Annotated[Annotated[str, Tag("path")] | Annotated[list[Limit], Tag("list")], arm(path=str, list=list)] = (
         Field(
             default_factory=list,
             description="The embedded limiter's limits, or the path of a limits file, relative to this file.",
@@ -593,11 +504,18 @@ class Config(Model):
     auth_configs: dict[str, AuthConfig] = Field(
         default_factory=dict, description="By the scope that actions of an embedded `auth` service name."
     )
-    policies: list[Annotated[str, AfterValidator(_anchored)]] = Field(
+    policies: list[FilePath] = Field(
         default_factory=list,
         description="Files or folders with Kuadrant's policies, Secrets and HTTPRoutes, relative to this file; what "
         "they say is added to this configuration.",
     )
+    providers: list[Provider] = Field(
+        default_factory=list, description="Who has the models. Without any the gateway alone decides where requests go."
+    )
+    routing: Routing = Routing()
+    prompt_limits: PromptLimits | None = None
+    precharge: Precharge = Precharge(charge="none")
+    guards: dict[str, Guard] = Field(default_factory=dict, description="By name.")
     metrics: MetricLabels = MetricLabels()
     listeners: Annotated[list[Listener], Field(min_length=1)] = Field(
         default_factory=lambda: [Listener(address="127.0.0.1:50051")]

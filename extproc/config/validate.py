@@ -29,8 +29,8 @@ from extproc.config.errors import (
     shown,
     similar,
 )
+from extproc.config.fields import Written
 from extproc.config.masking import holds_secret, without_userinfo
-from extproc.config.model import Written
 from extproc.config.schema import Schema, schema_of
 
 T = TypeVar("T")

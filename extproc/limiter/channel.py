@@ -8,7 +8,8 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from extproc.config.model import ClientTls, Endpoint
+from extproc.config.fields import ClientTls
+from extproc.config.model import Endpoint
 
 EMBEDDED = "embedded"
 _OPTIONS: tuple[tuple[str, int], ...] = (

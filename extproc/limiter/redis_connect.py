@@ -9,7 +9,8 @@ import ssl
 from pathlib import Path
 
 from extproc.config.address import Address, Tcp, Unix
-from extproc.config.model import ClientTls, Storage
+from extproc.config.fields import ClientTls
+from extproc.config.model import Storage
 from extproc.config.storage import RedisAddress
 from extproc.limiter.redis_wire import ErrorReply, RedisError, Wire
 

@@ -13,9 +13,10 @@ from extproc.bodies.request_reader import RequestReaderFactory
 from extproc.bodies.shapes import Shape
 from extproc.bodies.wanted import Wanted
 from extproc.config.errors import ConfigError, Problem
+from extproc.config.fields import DialectName
 from extproc.config.model import Action as ActionConfig
 from extproc.config.model import ActionSet as ActionSetConfig
-from extproc.config.model import Config, Data, DenyWith, DialectName, Fixed
+from extproc.config.model import Config, Data, DenyWith, Fixed
 from extproc.config.model import Service as ServiceConfig
 from extproc.expressions import Expression, ExpressionError, PointerCall, text_of
 from extproc.expressions.functions import LIBRARY

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from extproc.config.model import Model
+from extproc.config.fields import Model
 from extproc.policies.objects import Anything, KubernetesObject, Predicate, Strategy, TargetRef, refused
 
 _JWT_INSTEAD = "only `apiKey` and `jwt` are; where the token is a JWT, have Envoy verify it and write `jwt`"

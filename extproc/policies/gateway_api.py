@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from extproc.config.model import Model
+from extproc.config.fields import Model
 from extproc.policies.objects import Anything, KubernetesObject, refused
 
 MatchType = Literal["Exact", "RegularExpression"]

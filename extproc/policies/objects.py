@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypeAliasType
 
 from extproc.config.errors import ConfigError, Problem, Step
-from extproc.config.model import Model
+from extproc.config.fields import Model
 from extproc.config.schema import Schema, schema_of
 from extproc.config.validate import validate
 from extproc.policies.documents import Document

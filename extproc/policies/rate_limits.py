@@ -7,7 +7,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
-from extproc.config.model import Model
+from extproc.config.fields import Model
 from extproc.policies.objects import Anything, KubernetesObject, Predicate, Strategy, TargetRef, refused
 
 _WINDOW = re.compile(r"(?:[0-9]{1,5}(?:h|ms|m|s)){1,4}")

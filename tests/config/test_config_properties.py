@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from extproc.config.document import parse_document
 from extproc.config.errors import ConfigError
+from extproc.config.fields import Written
 from extproc.config.load import parse_config
 from extproc.config.masking import masked
-from extproc.config.model import Written
 from extproc.config.schema import CONFIG, json_schema
 from extproc.config.validate import validate
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from extproc.config.address import Tcp, Unix
 from extproc.config.errors import ConfigError
-from extproc.config.model import ClientTls, Storage
+from extproc.config.fields import ClientTls
+from extproc.config.model import Storage
 from extproc.config.storage import RedisAddress, parse_storage
 
 HOST = (Tcp("redis", 6379),)

@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from extproc.config.model import ClientTls, Endpoint
+from extproc.config.fields import ClientTls
+from extproc.config.model import Endpoint
 from extproc.limiter.channel import open_channel, warm
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.limits import LimitSet

@@ -16,7 +16,8 @@ from support.pki import Pki
 from support.redis_server import RedisServer, Sentinel, cluster, eventually
 from support.waiting import until
 
-from extproc.config.model import ClientTls, Limit, Storage
+from extproc.config.fields import ClientTls
+from extproc.config.model import Limit, Storage
 from extproc.limiter import redis_store, redis_wire
 from extproc.limiter.limits import LimitSet
 from extproc.limiter.redis_limiter import RedisLimiter

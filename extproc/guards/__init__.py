@@ -1,0 +1,1 @@
+"""Refusing requests and answers for what their texts say."""
