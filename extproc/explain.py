@@ -74,7 +74,7 @@ def _lines(active: Active) -> Iterator[str]:
     yield f"Only answers to {', '.join(config.metered_methods)} requests are charged."
     yield f"What was used is shown to Envoy as dynamic metadata `{config.metadata_namespace}`."
     if config.include_usage.enabled:
-        yield _asking(config.include_usage)
+        yield _asking(config.include_usage, config.bodies.buffer)
     if config.prices:
         yield "Prices, per million tokens: " + "; ".join(_price(model, price) for model, price in config.prices.items())
     for name, rules in config.auth_configs.items():
@@ -201,13 +201,13 @@ def _missing(config: Config) -> str:
     return f"an estimate, labelled so: of {read} of the prompt and of the text of the answer, {means}"
 
 
-def _asking(asked: IncludeUsage) -> str:
+def _asking(asked: IncludeUsage, buffer: int) -> str:
     exceptions = [*asked.except_hosts, *asked.except_models]
     but = f", but for {', '.join(exceptions)}" if exceptions else ""
     frame = "taken out of the client's stream again" if asked.strip else "left in the client's stream"
     return (
         f"Streams to {', '.join(asked.paths)} are asked for their usage{but}; the extra frame is {frame}. "
-        f"Envoy holds these requests; it must be able to hold {asked.buffer} bytes."
+        f"Envoy holds these requests; it must be able to hold {buffer} bytes."
     )
 
 

@@ -48,7 +48,7 @@ SKIP_RESPONSE = ProcessingMode(response_header_mode=ProcessingMode.SKIP)
 # Not BUFFERED: overridden to that, Envoy hangs on a body larger than its buffer (1.40), without a timeout or a 413.
 READ_REQUEST = ProcessingMode(request_body_mode=ProcessingMode.BUFFERED_PARTIAL)
 EDIT_REQUEST = ProcessingMode(request_body_mode=ProcessingMode.BUFFERED)
-"""Only for a body that surely fits, see above. Its length may change, see `body`."""
+"""Only for a body that surely fits, see above. Its length may change, see `request_body`."""
 WATCH_REQUEST = ProcessingMode(request_body_mode=ProcessingMode.STREAMED)
 
 
@@ -166,31 +166,46 @@ def _template(
     return template, [template.index(mark) for mark in marks]
 
 
-def body(kind: str, message: ProcessingRequest, data: bytes, *, duplex: bool = False) -> bytes:
-    """Go on with `data` in place of the body, or piece of a body, in `message`.
+def request_body(data: bytes | None, *, keeps_length: bool = True, changes: bytes = b"") -> bytes:
+    """Go on with `data` in place of the request body; None for the body as it came.
 
-    A request is given its new length as well, which Envoy heeds in EDIT_REQUEST and ignores elsewhere. Elsewhere take
-    `content-length` away with the headers, or a body of another length ends the exchange with a 500.
+    Where all of it was held (EDIT_REQUEST) it is given its new length. Elsewhere Envoy heeds no other length but ends
+    a body of another one with a 500, so `content-length` is taken away and it goes on in chunks. `changes` are joined
+    to it.
     """
-    if duplex:
-        return _streamed(kind, message, data)
+    if data is None:
+        return CONTINUE["request_body"] + changes
     reply = ProcessingResponse()
-    common = (reply.request_body if kind == "request_body" else reply.response_body).response
+    common = reply.request_body.response
+    _put(common, data)
+    if keeps_length:
+        common.header_mutation.set_headers.add().header.MergeFrom(_header("content-length", str(len(data))))
+    else:
+        common.header_mutation.remove_headers.append("content-length")
+    return reply.SerializeToString() + changes
+
+
+def response_body(data: bytes) -> bytes:
+    """Go on with `data` in place of a piece of the answer, whose `content-length` was taken away with its headers."""
+    reply = ProcessingResponse()
+    _put(reply.response_body.response, data)
+    return reply.SerializeToString()
+
+
+def _put(common: CommonResponse, data: bytes) -> None:
     if data:
         common.body_mutation.body = data
     else:
         common.body_mutation.clear_body = True
-    if kind == "request_body":
-        common.header_mutation.CopyFrom(_mutation([("content-length", str(len(data)))]))
-    return reply.SerializeToString()
 
 
 def echo(kind: str, message: ProcessingRequest) -> bytes:
     """Hand a body chunk back: in FULL_DUPLEX_STREAMED mode what is not sent back is lost."""
-    return _streamed(kind, message, _chunk(kind, message).body)
+    return streamed_body(kind, message, _chunk(kind, message).body)
 
 
-def _streamed(kind: str, message: ProcessingRequest, data: bytes) -> bytes:
+def streamed_body(kind: str, message: ProcessingRequest, data: bytes) -> bytes:
+    """Hand a body chunk back as `data`, in FULL_DUPLEX_STREAMED mode."""
     chunk = _chunk(kind, message)
     reply = ProcessingResponse()
     body = reply.request_body if kind == "request_body" else reply.response_body

@@ -144,10 +144,13 @@ class TestHeaders:
         assert (mode.request_header_mode, mode.response_header_mode) == (ProcessingMode.DEFAULT,) * 2
 
 
+REPLACING = {"request_body": replies.request_body, "response_body": replies.response_body}
+
+
 class TestBody:
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_body_is_replaced(self, kind: str) -> None:
-        reply = parsed(replies.body(kind, message(kind, body=b"old", end_of_stream=True), b"newer"))
+        reply = parsed(REPLACING[kind](b"newer"))
         assert reply.WhichOneof("response") == kind
         mutation = getattr(reply, kind).response.body_mutation
         assert (mutation.WhichOneof("mutation"), mutation.body) == ("body", b"newer")
@@ -155,18 +158,27 @@ class TestBody:
     @pytest.mark.parametrize("kind", KINDS)
     def test_nothing_left_is_said_so(self, kind: str) -> None:
         """Envoy takes an empty replacement for none at all."""
-        mutation = getattr(parsed(replies.body(kind, message(kind, body=b"old"), b"")), kind).response.body_mutation
+        mutation = getattr(parsed(REPLACING[kind](b"")), kind).response.body_mutation
         assert (mutation.WhichOneof("mutation"), mutation.clear_body) == ("clear_body", True)
 
     @pytest.mark.parametrize(("data", "length"), [(b"newer", b"5"), (b"", b"0"), ("é".encode(), b"2")])
     def test_a_request_is_told_its_length_in_bytes(self, data: bytes, length: bytes) -> None:
         """Envoy answers 500 to a request whose length is another than it says."""
-        reply = parsed(replies.body("request_body", message("request_body", body=b"old"), data))
+        reply = parsed(replies.request_body(data))
         (header,) = reply.request_body.response.header_mutation.set_headers
         assert (header.header.key, header.header.raw_value) == ("content-length", length)
 
+    @pytest.mark.parametrize("data", [b"newer", b""])
+    def test_a_request_that_was_held_in_part_gives_up_its_length(self, data: bytes) -> None:
+        """Envoy heeds no other length there, and ends a body of another one with a 500."""
+        mutation = parsed(replies.request_body(data, keeps_length=False)).request_body.response.header_mutation
+        assert (list(mutation.remove_headers), len(mutation.set_headers)) == (["content-length"], 0)
+
+    def test_a_request_body_that_stays(self) -> None:
+        assert replies.request_body(None) == replies.CONTINUE["request_body"]
+
     def test_a_response_has_had_its_headers(self) -> None:
-        reply = parsed(replies.body("response_body", message("response_body", body=b"old"), b"new"))
+        reply = parsed(replies.response_body(b"new"))
         assert not reply.response_body.response.HasField("header_mutation")
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -175,9 +187,7 @@ class TestBody:
     def test_in_full_duplex_the_end_is_handed_on_with_the_replacement(
         self, kind: str, data: bytes, end: dict[str, bool]
     ) -> None:
-        common = getattr(
-            parsed(replies.body(kind, message(kind, body=b"old", **end), data, duplex=True)), kind
-        ).response
+        common = getattr(parsed(replies.streamed_body(kind, message(kind, body=b"old", **end), data)), kind).response
         streamed = common.body_mutation.streamed_response
         assert common.body_mutation.WhichOneof("mutation") == "streamed_response"
         assert (streamed.body, streamed.end_of_stream) == (data, end.get("end_of_stream", False))
@@ -187,4 +197,4 @@ class TestBody:
     @pytest.mark.parametrize("kind", KINDS)
     def test_an_echo_is_the_piece_itself(self, kind: str) -> None:
         piece = message(kind, body=b"piece", end_of_stream=True)
-        assert replies.echo(kind, piece) == replies.body(kind, piece, b"piece", duplex=True)
+        assert replies.echo(kind, piece) == replies.streamed_body(kind, piece, b"piece")

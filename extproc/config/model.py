@@ -456,11 +456,6 @@ class IncludeUsage(Model):
     except_models: list[str] = Field(
         default_factory=list, description="Models that refuse it; `*` stands for any characters."
     )
-    buffer: Size = Field(
-        default=16 * 1024,
-        description="Requests of at most this many bytes keep a content-length; larger ones go on in chunks. Must not "
-        "exceed Envoy's `per_connection_buffer_limit_bytes`: Envoy would wait for ever.",
-    )
     strip: bool = Field(
         default=True, description="Take the extra usage frame out of the stream of a client that had not asked."
     )

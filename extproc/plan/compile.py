@@ -119,6 +119,7 @@ class _Compiler:
             else _refusals(self._config.deny_with, tells_limits=False),
             shows_quotas=self._config.rate_limit_headers == "always",
             report_wait=self._config.report.wait,
+            buffer=self._config.bodies.buffer,
             request_id_header=self._config.observability.http_header_identifier,
         )
         return Compiled(plan, tuple(self._warnings))
@@ -198,7 +199,7 @@ class _Compiler:
         if not asked.enabled:
             return None
         return UsageRequests(
-            asked.paths, asked.except_hosts, asked.except_models, buffer=asked.buffer, strip=asked.strip
+            asked.paths, asked.except_hosts, asked.except_models, strip=asked.strip
         )
 
     def _any_action(self, index: int, config: ActionConfig, path: str) -> AuthAction | Action | None:

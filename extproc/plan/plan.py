@@ -88,4 +88,6 @@ class Plan:
     shows_quotas: bool
     """Whether answers that pass tell what is left of limits."""
     report_wait: float
+    buffer: int
+    """Bytes of a request that Envoy surely holds."""
     request_id_header: str | None

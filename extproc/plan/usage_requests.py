@@ -20,11 +20,8 @@ class UsageRequests:
         except_hosts: Iterable[str],
         except_models: Iterable[str],
         *,
-        buffer: int,
         strip: bool,
     ) -> None:
-        self.buffer = buffer
-        """Bytes of a request that Envoy surely buffers."""
         self.strip = strip
         """Whether the extra frame is taken out of the client's stream again."""
         self._paths = tuple(paths)

@@ -28,12 +28,11 @@ ALL = {
         "paths": ["/generate"],
         "exceptHosts": ["*.Mistral.ai."],
         "exceptModels": ["o1*"],
-        "buffer": 1,
         "strip": False,
     },
     "dialect": "anthropic",
     "metadataNamespace": "llm",
-    "bodies": {"text": 1},
+    "bodies": {"text": 1, "buffer": 2},
     "onMissingUsage": {"fixed": 0},
 }
 
@@ -77,10 +76,10 @@ def test_every_field_arrives(load: Load, document: Any, tmp_path: Path) -> None:
     assert config.estimates.vocabulary == str(tmp_path / "vocab")
     assert (config.estimates.encoding, config.estimates.prompt, config.estimates.held) == ("cl100k_base", "text", 1)
     asked = config.include_usage
-    assert (asked.enabled, asked.paths, asked.buffer, asked.strip) == (True, ["/generate"], 1, False)
+    assert (asked.enabled, asked.paths, asked.strip) == (True, ["/generate"], False)
     assert (asked.except_hosts, asked.except_models) == (["*.mistral.ai"], ["o1*"])
     assert (config.dialect, config.action_sets[0].dialect) == ("anthropic", "gemini")
-    assert (config.metadata_namespace, config.bodies.text) == ("llm", 1)
+    assert (config.metadata_namespace, config.bodies.text, config.bodies.buffer) == ("llm", 1, 2)
 
 
 def test_nothing_has_to_be_written(load: Load, document: Any) -> None:
@@ -129,8 +128,8 @@ def test_prices_in_yaml(text: str, tmp_path: Path) -> None:
         ("estimates", {"encodings": "x"}, "estimates.encodings: unknown field, did you mean `encoding`?"),
         ("includeUsage", True, "includeUsage: expected an object, found true (boolean)"),
         ("includeUsage", {"enabled": "yes"}, "includeUsage.enabled: expected `true` or `false`"),
-        ("includeUsage", {"buffer": 0}, "includeUsage.buffer: expected"),
-        ("includeUsage", {"buffer": 1.5}, "includeUsage.buffer: expected an integer"),
+        ("bodies", {"buffer": 0}, "bodies.buffer: expected"),
+        ("bodies", {"buffer": 1.5}, "bodies.buffer: expected an integer"),
         ("includeUsage", {"exceptHosts": "api"}, "includeUsage.exceptHosts: expected a list"),
         ("includeUsage", {"exceptModels": [1]}, "includeUsage.exceptModels[0]: expected a string"),
         ("includeUsage", {"exceptHost": []}, "includeUsage.exceptHost: unknown field, did you mean `exceptHosts`?"),

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 ENABLED = {"includeUsage": {"enabled": True}}
 MEMBER = b'"stream_options":{"include_usage":true}'
 BUFFER = 16 * 1024
-"""Default of `includeUsage.buffer`."""
+"""Default of `bodies.buffer`."""
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ async def test_a_prompt_of_three_megabytes_passes_as_it_is() -> None:
 
 
 async def test_a_model_that_insists_on_a_length() -> None:
-    """Requests up to `includeUsage.buffer` have one, edited or not."""
+    """Requests up to `bodies.buffer` have one, edited or not."""
     async with gateway(asking()) as (stack, client):
         for body in (streaming(10), streaming(BUFFER - 300), streaming(10, stream_options={"include_usage": False})):
             assert (await post(client, body, require_length="true")).status == 200

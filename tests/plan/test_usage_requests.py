@@ -16,7 +16,6 @@ def asking(**options: Any) -> UsageRequests:
         "paths": ["/chat/completions", "/completions"],
         "except_hosts": [],
         "except_models": [],
-        "buffer": 1000,
         "strip": True,
     }
     return UsageRequests(**{**known, **options})

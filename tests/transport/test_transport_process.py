@@ -25,6 +25,7 @@ from support.waiting import until
 
 from extproc.bodies.reader import ReaderFactory
 from extproc.exchange import Exchange
+from extproc.exchange.settlement import Settlement
 from extproc.limiter.seam import Code, Decision
 from extproc.wire.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
@@ -207,8 +208,8 @@ def failing(mode: str, *, reads_request: bool = False) -> dict[str, Any]:
 
 BEFORE_THE_CALL: dict[str, tuple[str, list[ProcessingRequest], bool]] = {
     "headers": ("_request_headers", [request_headers()], False),
-    "body": ("_request_body_chunk", [request_headers(), request_body(b'{"model":"m"}')], True),
-    "trailers": ("_request_complete", [request_headers(), request_trailers()], True),
+    "body": ("_request_body", [request_headers(), request_body(b'{"model":"m"}')], True),
+    "trailers": ("_request_trailers", [request_headers(), request_trailers()], True),
 }
 
 
@@ -243,7 +244,7 @@ AFTER_THE_CALL: dict[str, Break] = {
     "reader cannot be opened": lambda patch: patch.setattr(ReaderFactory, "open", broken),
     "chunk": lambda patch: patch.setattr(Exchange, "_response_body", broken),
     "reading": lambda patch: patch.setattr(ReaderFactory, "open", lambda *_: BrokenReader()),
-    "settling": lambda patch: patch.setattr(Exchange, "_settle_action", broken),
+    "settling": lambda patch: patch.setattr(Settlement, "_settle_action", broken),
     "holding": lambda patch: patch.setattr(Exchange, "_response_complete", broken_later),
 }
 

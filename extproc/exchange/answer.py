@@ -1,0 +1,110 @@
+"""The model's answer as it goes by: replied to first, read after."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Final
+
+from extproc import replies
+from extproc.bodies.reader import BodyReader
+from extproc.exchange.record import Record
+from extproc.usage.include_usage import UsageFrameFilter
+from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
+from extproc.wire.processing_mode_pb2 import ProcessingMode
+
+_LOG = logging.getLogger("extproc.exchange")
+_TEXT_TYPES = ("text/plain", "text/event-stream", "application/x-ndjson", "application/ndjson", "application/jsonl")
+"""Of these, what no dialect is recognised in counts as generated text altogether."""
+
+Reply = bytes
+
+_READ: Final = replies.response_headers(replies.READ_RESPONSE)
+IGNORE: Final = replies.response_headers(replies.SKIP_BODIES)
+
+
+class AnswerReading:
+    """Reads one answer, from its headers on."""
+
+    __slots__ = ("_expected", "_frames", "_record", "_undigested", "first_byte", "is_text", "reader", "received")
+
+    def __init__(self, record: Record, reader: BodyReader, content_type: str, expected: int) -> None:
+        self._record = record
+        self._expected = expected
+        self._frames: UsageFrameFilter | None = None
+        self._undigested = b""
+        self.reader = reader
+        self.received = 0
+        self.first_byte = 0.0
+        self.is_text = not content_type or content_type.lower().startswith(_TEXT_TYPES)
+
+    @classmethod
+    def begin(cls, record: Record, headers: dict[str, bytes]) -> tuple[AnswerReading, Reply]:
+        """Read what follows these headers; with the reply that asks for it."""
+        assert record.action_set is not None
+        assert record.action_set.response_reader is not None
+        content_type = headers.get("content-type", b"").decode("latin-1")
+        content_encoding = headers.get("content-encoding", b"").decode("latin-1")
+        reader = record.action_set.response_reader.open(content_type, content_encoding)
+        reading = cls(record, reader, content_type, length_of(headers.get("content-length", b"")))
+        if record.strips_usage and not content_encoding and "text/event-stream" in content_type.lower():
+            reading._frames = UsageFrameFilter()
+            reading._expected = -1
+            return reading, replies.response_headers(
+                replies.READ_RESPONSE, add=record.shown, remove=("content-length",)
+            )
+        return reading, with_shown(record, _READ, replies.READ_RESPONSE)
+
+    def take(self, message: ProcessingRequest, reply: Reply) -> tuple[Reply, bool]:
+        """The reply to a piece, `reply` unless it is changed; and whether it was the last one."""
+        chunk = message.response_body
+        self.digest()
+        body = chunk.body
+        self._undigested = body
+        if not self.received:
+            self.first_byte = monotonic()
+        self.received += len(body)
+        if self._frames is not None:
+            left = self._without_usage_frame(self._frames, body, last=ends(chunk))
+            if left is not None:
+                duplex = self._record.duplex_response
+                reply = replies.streamed_body("response_body", message, left) if duplex else replies.response_body(left)
+        # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
+        return reply, ends(chunk) or self.received == self._expected
+
+    def digest(self) -> None:
+        """Read what was replied to before it was read."""
+        if self._undigested:
+            chunk, self._undigested = self._undigested, b""
+            self.reader.feed(chunk)
+
+    def _without_usage_frame(self, frames: UsageFrameFilter, body: bytes, *, last: bool) -> bytes | None:
+        """What the client is to see of a piece; None for all of it."""
+        try:
+            return frames.feed(body, last)
+        except Exception:  # noqa: BLE001 - the answer goes on, with a frame more than the client asked for
+            self._record.defect("response_body")
+            self._frames = None
+            return None
+
+
+def with_shown(record: Record, plain: Reply, mode: ProcessingMode) -> Reply:
+    """The reply `plain`, with what the client is to see beside."""
+    return replies.response_headers(mode, add=record.shown) if record.shown else plain
+
+
+def headers_of(message: ProcessingRequest) -> dict[str, bytes]:
+    """The response headers; of one that occurs several times, the last."""
+    sent = message.response_headers.headers.headers
+    headers = {header.key: header.raw_value for header in sent}
+    return headers if headers.get(":status") else {header.key: header.value.encode() for header in sent}
+
+
+def length_of(value: bytes) -> int:
+    """A content-length, -1 where there is none that can be read."""
+    return int(value) if value.isdigit() and len(value) < 16 else -1
+
+
+def ends(chunk: HttpBody) -> bool:
+    """Whether it is the last piece."""
+    return chunk.end_of_stream or chunk.end_of_stream_without_message

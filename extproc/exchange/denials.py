@@ -1,0 +1,103 @@
+"""Replies in the model's place: each ends the exchange, counts, and leaves a line."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from extproc import replies
+from extproc.exchange.record import Record
+from extproc.limiter.seam import Decision
+from extproc.refusals import Rejection
+
+Reply = bytes
+Headers = tuple[tuple[str, str], ...]
+
+_TOO_LARGE: Final = replies.immediate(413, b"Payload Too Large\n", details="request_body_too_large")
+_BAD_REQUEST: Final = replies.immediate(400, b"Bad Request\n", details="request_body_unreadable")
+_UNSUPPORTED: Final = replies.immediate(415, b"Unsupported Media Type\n", details="request_body_unreadable")
+_FAILED: Final = replies.immediate(500, b"Internal Server Error.\n", details="extproc_failure")
+
+
+def unmatched(record: Record) -> Reply:
+    """No action set is for the request, and that is not wanted: 404."""
+    refusals = record.plan.no_match
+    assert refusals is not None
+    record.shared.metrics.denied += 1
+    record.shared.spending.rejected("no_match")
+    fields = {**record.about, "decision": "denied", "code": 404, "reason": "no match"}
+    record.shared.decisions.note("denied", fields)
+    return refusals.rejected("no_match", 404, shown=record.shown, request_id=record.request_id)
+
+
+def rejected(
+    record: Record, kind: Rejection, status: int, reason: str, headers: Headers = (), body: bytes | None = None
+) -> Reply:
+    """A caller, or what it asks for, is refused for another reason than a limit."""
+    assert record.action_set is not None
+    record.shared.metrics.denied += 1
+    record.shared.spending.rejected(kind)
+    record.end("denied")
+    fields = {**record.about, "decision": "denied", "code": status, "reason": reason}
+    record.shared.decisions.note("denied", fields)
+    return record.action_set.refusals.rejected(kind, status, headers, body, record.shown, request_id=record.request_id)
+
+
+def over_limit(record: Record, decision: Decision) -> Reply:
+    """A limiter refused."""
+    assert record.action_set is not None
+    record.shared.metrics.denied += 1
+    record.shared.spending.refused(record.who, record.namespace, decision.limit)
+    record.end("denied")
+    fields = {**record.about, "decision": "denied", "code": "OVER_LIMIT", "limit": decision.limit}
+    record.shared.decisions.note("denied", fields)
+    return record.action_set.refusals.limited(decision, record.shown, request_id=record.request_id)
+
+
+def too_large(record: Record) -> Reply:
+    """Nothing is decided on a part of a body: 413 (G14)."""
+    record.shared.metrics.denied += 1
+    record.end("denied")
+    reason = "the request body does not fit into Envoy's buffer"
+    record.shared.decisions.note("denied", {**record.about, "reason": reason})
+    return _shown(_TOO_LARGE, record)
+
+
+def unreadable(record: Record, why: str) -> Reply:
+    """Nothing is decided on a body that others may read otherwise: 400, or 415 for an encoding."""
+    record.shared.metrics.denied += 1
+    record.shared.metrics.body_unread("encoding" if why == "encoding" else "corrupt")
+    record.end("denied")
+    reason = f"the request body cannot be read: {why}"
+    record.shared.decisions.note("denied", {**record.about, "decision": "denied", "reason": reason})
+    return _shown(_UNSUPPORTED if why == "encoding" else _BAD_REQUEST, record)
+
+
+def undecided(record: Record, reason: str, service: str, *, denies: bool) -> Reply | None:
+    """No decision was reached: what the service's failure mode makes of that."""
+    if denies:
+        return failed(record, reason, service)
+    record.shared.metrics.errors += 1
+    record.shared.metrics.action_failed(record.action_set_name)
+    record.log(logging.WARNING, "allowed without a decision", reason=reason, service=service)
+    return None
+
+
+def failed(record: Record, reason: str, service: str = "") -> Reply:
+    """No decision, and that denies: 500 (S0.14)."""
+    record.shared.metrics.errors += 1
+    reply = broken(record)
+    record.log(logging.ERROR, "denied: no decision", reason=reason, **({"service": service} if service else {}))
+    return reply
+
+
+def broken(record: Record) -> Reply:
+    """The same after a defect of ours, which was counted and logged where it was caught."""
+    record.shared.metrics.denied += 1
+    record.shared.metrics.action_failed(record.action_set_name)
+    record.end("error")
+    return _shown(_FAILED, record)
+
+
+def _shown(reply: Reply, record: Record) -> Reply:
+    return replies.with_headers(reply, record.shown) if record.shown else reply
