@@ -18,7 +18,7 @@ from extproc.config.watch import watch
 from extproc.lifecycle import Signals
 from extproc.limiter.counters import open_counters
 from extproc.limiter.limits import InvalidLimit, LimitSet
-from extproc.limiter.metered import MeteredLimiter
+from extproc.limiter.metered import metered
 from extproc.limiter.server import SERVICES, add_limiter_service
 from extproc.telemetry.metrics import Metrics
 from extproc.telemetry.nearness import LimitWatch
@@ -87,7 +87,7 @@ class LimiterServer:
         signals = Signals(self.reload)
         grpc_server = GrpcServer(_MAX_MESSAGE)
         await self._counters.start()
-        limiter = MeteredLimiter(self._counters.limiter(self._timeout), "embedded", self.metrics)
+        limiter = metered(self._counters.limiter(self._timeout), "embedded", self.metrics)
         add_limiter_service(grpc_server.server, limiter, headers=self._ratelimit_headers)
         grpc_server.bind(self._listen, "--listen")
         admin = await self._start_admin()

@@ -19,15 +19,20 @@ from extproc.limiter.seam import Decision, Quota
 from extproc.telemetry.names import printable
 
 Headers = tuple[tuple[str, str], ...]
-Profile = Literal["kuadrant", "gloo", "openai", "anthropic"]
-Rejection = Literal["unauthenticated", "unauthorized", "model", "no_limit", "no_match"]
-"""Caller unknown; caller known and refused; model not allowed; no limit for the caller; no action set."""
+Profile = Literal["kuadrant", "gloo", "asm", "openai", "anthropic"]
+Rejection = Literal[
+    "unauthenticated", "unauthorized", "model", "no_limit", "no_match", "no_provider", "no_selector", "body", "guard"
+]
+"""Caller unknown; caller known and refused; model not allowed; no limit for the caller; no action set; no provider for
+the request; the header missing that a prompt limit goes by; a body that cannot be read; a guard."""
 Kind = Literal[Rejection, "limited"]
 
 LONGEST_WAIT: Final = 60
 """Seconds that a client is left to wait by itself. Told to wait longer, older SDKs of OpenAI and Anthropic try again
 within seconds, and newer ones of Anthropic sleep as long as they are told, be it a day."""
 
+_OURS: Final = frozenset({"no_provider", "no_selector", "body", "guard"})
+"""Refusals that have nothing to do with who calls; response code details of Envoy's access log."""
 _REASON: Final[Mapping[Kind, str]] = {
     "unauthorized": "Unauthorized",
     "model": "the model is not allowed",
@@ -41,6 +46,10 @@ _TEXT: Final[Mapping[Kind, str]] = {
     "model": "RBAC: access denied",
     "no_limit": "Forbidden\n",
     "no_match": "Not Found\n",
+    "no_provider": "Bad Request\n",
+    "no_selector": "Forbidden\n",
+    "body": "Bad Request\n",
+    "guard": "Forbidden\n",
 }
 _MESSAGE: Final[Mapping[Kind, str]] = {
     "limited": "Rate limit reached.",
@@ -49,6 +58,10 @@ _MESSAGE: Final[Mapping[Kind, str]] = {
     "model": "You are not allowed to use this model, or it does not exist.",
     "no_limit": "No quota is assigned to you.",
     "no_match": "There is nothing at this address.",
+    "no_provider": "No provider serves this request.",
+    "no_selector": "A header is missing by which requests are told apart.",
+    "body": "The body of the request cannot be read.",
+    "guard": "The request was refused because of its content.",
 }
 _OPENAI: Final[Mapping[Kind, tuple[str, str]]] = {
     "limited": ("rate_limit_error", "rate_limit_exceeded"),
@@ -57,6 +70,10 @@ _OPENAI: Final[Mapping[Kind, tuple[str, str]]] = {
     "model": ("invalid_request_error", "model_not_found"),
     "no_limit": ("insufficient_quota", "insufficient_quota"),
     "no_match": ("invalid_request_error", "not_found"),
+    "no_provider": ("invalid_request_error", "model_not_found"),
+    "no_selector": ("invalid_request_error", "permission_denied"),
+    "body": ("invalid_request_error", "invalid_body"),
+    "guard": ("invalid_request_error", "content_filter"),
 }
 """`type` and `code`."""
 _REQUEST_ID: Final[Mapping[Profile, str]] = {"openai": "x-request-id", "anthropic": "request-id"}
@@ -68,6 +85,10 @@ _ANTHROPIC: Final[Mapping[Kind, str]] = {
     "model": "permission_error",
     "no_limit": "permission_error",
     "no_match": "not_found_error",
+    "no_provider": "invalid_request_error",
+    "no_selector": "permission_error",
+    "body": "invalid_request_error",
+    "guard": "invalid_request_error",
 }
 
 
@@ -123,17 +144,22 @@ class Refusals:
         shown: Headers = (),
         *,
         request_id: str = "",
+        message: str = "",
     ) -> bytes:
         """The serialised reply to a caller who is not let in.
 
         `headers` are the authenticator's, or the usual one; a `body` of None is that of the profile. `shown` are what
-        earlier answers wanted the client to see.
+        earlier answers wanted the client to see. A `message` is said in place of the profile's, but in JSON profiles
+        a guard says nothing more.
         """
         if not headers and kind in _REASON:
             headers = (("x-ext-auth-reason", _REASON[kind]),)
         own = self._own_headers(request_id, body)
-        body = self._body(kind, _MESSAGE[kind], request_id, body)
-        return replies.immediate(status, body, _merged(own, headers, shown), details=f"auth_{kind}")
+        if body is None and message and self.profile not in _JSON:
+            body = message.encode("utf-8", "replace")
+        said = _MESSAGE[kind] if kind == "guard" or not message else message
+        body = self._body(kind, said, request_id, body)
+        return replies.immediate(status, body, _merged(own, headers, shown), details=kind if kind in _OURS else f"auth_{kind}")
 
     def _body(self, kind: Kind, message: str, request_id: str, given: bytes | None) -> bytes:
         if given is not None:

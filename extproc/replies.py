@@ -14,6 +14,7 @@ from extproc.telemetry.names import printable
 from extproc.usage.usage import Usage
 from extproc.wire.base_pb2 import HeaderValue
 from extproc.wire.external_processor_pb2 import (
+    BodyResponse,
     CommonResponse,
     HeaderMutation,
     HeadersResponse,
@@ -43,6 +44,8 @@ CONTINUE: Mapping[str, bytes] = {
 """For each kind of message: go on, nothing changes."""
 
 READ_RESPONSE = ProcessingMode(response_body_mode=ProcessingMode.STREAMED, response_trailer_mode=ProcessingMode.SEND)
+HOLD_RESPONSE = ProcessingMode(response_body_mode=ProcessingMode.BUFFERED_PARTIAL)
+"""The headers are held as well, so that another answer may still be given (1.40: also after the body)."""
 SKIP_BODIES = ProcessingMode()
 SKIP_RESPONSE = ProcessingMode(response_header_mode=ProcessingMode.SKIP)
 # Not BUFFERED: overridden to that, Envoy hangs on a body larger than its buffer (1.40), without a timeout or a 413.
@@ -59,23 +62,34 @@ def request_headers(mode: ProcessingMode | None = None, *, remove: Iterable[str]
     return ProcessingResponse(request_headers=headers, mode_override=mode).SerializeToString()
 
 
-def request_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
+def request_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...], *, reroute: bool = False) -> bytes:
     """More to put behind a `request_headers` reply: headers that the model is to see, and not to see.
 
-    Protobuf messages merge when their bytes are joined. Short ones, which most are, are remembered.
+    With `reroute` the gateway chooses its route anew, by these headers (G13). Protobuf messages merge when their bytes
+    are joined. Short ones, which most are, are remembered.
     """
     size = sum(len(key) + len(value) for key, value in change) + sum(map(len, remove))
-    return _short_changes(change, remove) if size <= _SHORT else _changes(change, remove)
+    return (_short_changes if size <= _SHORT else _changes)(change, remove, reroute)
+
+
+def body_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
+    """The same to put behind a `request_body` reply, for a body that came whole; the route is chosen anew (G4, G13)."""
+    response = _common(change, remove, reroute=True)
+    return ProcessingResponse(request_body=BodyResponse(response=response)).SerializeToString()
 
 
 @lru_cache(maxsize=1024)
-def _short_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
-    return _changes(change, remove)
+def _short_changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...], reroute: bool) -> bytes:
+    return _changes(change, remove, reroute)
 
 
-def _changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> bytes:
-    response = CommonResponse(header_mutation=_mutation(change, remove))
+def _changes(change: tuple[tuple[str, str], ...], remove: tuple[str, ...], reroute: bool) -> bytes:
+    response = _common(change, remove, reroute=reroute)
     return ProcessingResponse(request_headers=HeadersResponse(response=response)).SerializeToString()
+
+
+def _common(change: Headers, remove: Iterable[str], *, reroute: bool) -> CommonResponse:
+    return CommonResponse(header_mutation=_mutation(change, remove), clear_route_cache=reroute)
 
 
 def response_headers(mode: ProcessingMode | None = None, *, add: Headers = (), remove: Iterable[str] = ()) -> bytes:
@@ -109,6 +123,13 @@ def with_headers(reply: bytes, headers: Headers) -> bytes:
     """A serialised immediate response with more headers; a later header of the same name wins."""
     response = ProcessingResponse.FromString(reply)
     response.immediate_response.headers.MergeFrom(_mutation(headers))
+    return response.SerializeToString()
+
+
+def with_body(reply: bytes, body: bytes) -> bytes:
+    """A serialised immediate response with another body."""
+    response = ProcessingResponse.FromString(reply)
+    response.immediate_response.body = body
     return response.SerializeToString()
 
 

@@ -22,6 +22,7 @@ from extproc.config.masking import masked
 from extproc.config.model import Admin, Config, Listener, Service, Storage
 from extproc.config.watch import watch
 from extproc.exchange import Exchange, Surroundings
+from extproc.guards.room import GuardRoom
 from extproc.identity.services import Authenticators
 from extproc.lifecycle import Signals
 from extproc.limiter.channel import Channels
@@ -88,6 +89,7 @@ class Server:
         channels = Channels()
         self._endpoints = Endpoints(counting or self._counting, channels, self.metrics)
         self._authenticators = Authenticators(channels)
+        self._guards = GuardRoom()
         self._files: Snapshot = {}
         self._reloading = asyncio.Lock()
         self._active: Active
@@ -139,7 +141,7 @@ class Server:
 
     def _adopt(self, loaded: Loaded) -> None:
         self._files = loaded.files
-        active = activate(loaded, self._endpoints.limiter_for, self._authenticators)
+        active = activate(loaded, self._endpoints.limiter_for, self._authenticators, self._guards)
         config = loaded.config
         self.counters.replace_limits(active.limits, tells_quotas=config.rate_limit_headers == "always")
         self.spending.reconfigure(active.plan.labels.names, config.metrics.series, config.metrics.families)
@@ -223,6 +225,7 @@ class Server:
         lost = await self._reports.flush(max(_FLUSH, deadline - asyncio.get_running_loop().time()))
         await self.counters.close()
         self._estimator.close()
+        await self._guards.close()
         if self._admin is not None:
             await self._admin.stop()
         self.decisions.flush()

@@ -53,7 +53,7 @@ def _parsed(body: bytes) -> Any:
 class RequestReader:
     """Holds a body and parses it once; what should be JSON and is none could not be read."""
 
-    __slots__ = ("_body", "_is_json", "_largest", "_wanted", "complete", "findings", "unread")
+    __slots__ = ("_body", "_is_json", "_largest", "_wanted", "complete", "document", "findings", "unread")
 
     mid_event = False
     streaming = False
@@ -63,6 +63,8 @@ class RequestReader:
         self.complete = False
         """Whether, after `close`, a whole document was there."""
         self.unread: Unread | None = None
+        self.document: Any = None
+        """What the body says, after `close`."""
         self._wanted = wanted
         self._largest = largest
         self._is_json = is_json
@@ -83,12 +85,12 @@ class RequestReader:
         if self.unread is not None or not body.strip():
             return
         try:
-            document = _parsed(bytes(body.removeprefix(_BOM)))
+            self.document = _parsed(bytes(body.removeprefix(_BOM)))
         except (ValueError, RecursionError):
             self.unread = "corrupt" if self._is_json else None
             return
         self.complete = True
-        self._wanted.document.extract(document, self.findings)
+        self._wanted.document.extract(self.document, self.findings)
 
     def _give_up(self) -> None:
         self.unread = "too_large"

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from extproc.config.address import Address, Tcp, parse_address, valid_hostname, valid_ipv6
+from extproc.config.check_guards import find_guard_problems
+from extproc.config.check_providers import find_provider_problems, find_provider_warnings
 from extproc.config.errors import ConfigError, Problem, Step, listed, quoted, shown, similar
 from extproc.config.fields import ClientTls
 from extproc.config.files import Files, Unreadable
@@ -28,6 +30,8 @@ def find_problems(config: Config, files: Files) -> Iterator[Problem]:
     yield from _storage(config, files)
     yield from _auth_headers(config)
     yield from _metric_labels(config)
+    yield from find_provider_problems(config)
+    yield from find_guard_problems(config, files)
 
 
 def find_warnings(config: Config) -> Iterator[Problem]:
@@ -42,6 +46,7 @@ def find_warnings(config: Config) -> Iterator[Problem]:
             yield Problem.at(
                 ("authConfigs", name), "no action asks an `auth` service with this scope, so it is not used"
             )
+    yield from find_provider_warnings(config)
 
 
 def _services(config: Config) -> Iterator[Problem]:

@@ -80,7 +80,7 @@ class GuardModel(Outside):
 
 
 class Webhook(Outside):
-    """Any service that is asked with JSON and answers `allow`, `deny` or `replace`: see docs/guards.md."""
+    """Any service that is asked with JSON and answers `allow`, `deny` or `replace`: see docs/webhook-guard.md."""
 
     url: str = Field(description="`https://...` or `http://...`, asked by POST.")
     headers: dict[HeaderName, str] = Field(default_factory=dict, description="Sent with it. Not for secrets.")

@@ -15,8 +15,6 @@ No message holds a key, and of a key nothing but its hash outlives the reading.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -28,19 +26,23 @@ from extproc.config.document import kind_of, parse_documents
 from extproc.config.errors import ConfigError, Problem, Step, field_path, first_problems
 from extproc.config.files import Files, Unreadable
 from extproc.config.model import ApiKeys
+from extproc.config.secret_documents import (
+    DEFAULT_NAMESPACE,
+    Steps,
+    Unusable,
+    check_carried,
+    no_text,
+    secrets_in,
+    value_of,
+)
 
 MAX_KEY: Final = 4096
 """Bytes of a key."""
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 """Of the files that are read of a folder."""
-DEFAULT_NAMESPACE: Final = "default"
-"""Where a Secret is that names no namespace, as for `kubectl`."""
 
 _HASH = re.compile(rb"sha256:([0-9a-fA-F]{64})")
-_CARRIED = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 _KEY: Final = "api_key"
-
-Steps = tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,6 @@ def read_keys(source: ApiKeys, files: Files) -> list[KeyEntry]:
     if problems := first_problems(reading.problems()):
         raise ConfigError(problems)
     return reading.entries
-
-
-class _Bad(Exception):
-    """A value, at `steps` below what is being read, cannot be used; the text says why, without it."""
-
-    def __init__(self, message: str, *steps: Step) -> None:
-        super().__init__(message)
-        self.steps = steps
 
 
 class _Reading:
@@ -111,7 +105,8 @@ class _Reading:
         if not isinstance(document, dict):
             yield Problem("", f"expected `keys`, or a Kubernetes document, found {kind_of(document)}", file)
         elif "kind" in document:
-            yield from self._object(document, (), file)
+            for steps, secret in secrets_in(document):
+                yield from self._take(self._entry_of_secret, secret, steps, file)
         elif document.keys() != {"keys"}:
             yield Problem("", "expected `keys` and nothing else, or a Kubernetes document with its `kind`", file)
         elif not isinstance(document["keys"], list | None):
@@ -120,20 +115,11 @@ class _Reading:
             for index, item in enumerate(document["keys"] or ()):
                 yield from self._take(_entry_of_item, item, ("keys", index), file)
 
-    def _object(self, document: Mapping[str, Any], steps: Steps, file: str) -> Iterator[Problem]:
-        """A Kubernetes object; a List is read into."""
-        if document["kind"] == "Secret":
-            yield from self._take(self._entry_of_secret, document, steps, file)
-        elif document["kind"] in ("List", "SecretList") and isinstance(document.get("items"), list):
-            for index, item in enumerate(document["items"]):
-                if isinstance(item, dict) and "kind" in item:
-                    yield from self._object(item, (*steps, "items", index), file)
-
     def _take(self, read: Callable[[Any], KeyEntry | None], data: Any, steps: Steps, file: str) -> Iterator[Problem]:
         """Add what `read` makes of `data`, unless its key is there already."""
         try:
             entry = read(data)
-        except _Bad as bad:
+        except Unusable as bad:
             yield Problem.at((*steps, *bad.steps), str(bad), file)
             return
         if entry is None:
@@ -164,52 +150,28 @@ class _Reading:
             "labels": _texts(metadata, "labels"),
             "annotations": _texts(metadata, "annotations"),
         }
-        return KeyEntry(_digest_of_secret(secret), {"metadata": identity})
+        key, where = value_of(secret, _KEY)
+        return KeyEntry(_digest_of(key, *where), {"metadata": identity})
 
 
 def _entry_of_item(item: Any) -> KeyEntry:
     if not isinstance(item, dict):
-        raise _Bad(f"expected an object with `key`, found {kind_of(item)}")
+        raise Unusable(f"expected an object with `key`, found {kind_of(item)}")
     if "key" not in item:
-        raise _Bad("missing", "key")
+        raise Unusable("missing", "key")
     if not isinstance(item["key"], str):
-        raise _Bad(_no_text(item["key"]), "key")
+        raise Unusable(no_text(item["key"]), "key")
     digest = _digest_of(item["key"].encode(), "key")
     return KeyEntry(digest, {name: value for name, value in item.items() if name != "key"})
 
 
-def _digest_of_secret(secret: Mapping[str, Any]) -> bytes:
-    """As in Kubernetes, `stringData` counts before `data`."""
-    for section in ("stringData", "data"):
-        values = secret.get(section)
-        if not isinstance(values, dict) or _KEY not in values:
-            continue
-        if not isinstance(values[_KEY], str):
-            raise _Bad(_no_text(values[_KEY]), section, _KEY)
-        key = values[_KEY].encode()
-        return _digest_of(_decoded(key) if section == "data" else key, section, _KEY)
-    raise _Bad("missing; a Secret that is chosen has its key here", "data", _KEY)
-
-
-def _decoded(text: bytes) -> bytes:
-    try:
-        return base64.b64decode(b"".join(text.split()), validate=True)
-    except binascii.Error:
-        raise _Bad("expected base64; plain text belongs into `stringData`", "data", _KEY) from None
-
-
 def _digest_of(key: bytes, *steps: Step) -> bytes:
     """The SHA-256 that `key` is, or has."""
-    if not key:
-        raise _Bad("empty", *steps)
     if (written := _HASH.fullmatch(key)) is not None:
         return bytes.fromhex(written.group(1).decode())
     if key.startswith(b"sha256:"):
-        raise _Bad("expected 64 hexadecimal digits after `sha256:`", *steps)
-    if len(key) > MAX_KEY:
-        raise _Bad(f"longer than {MAX_KEY} bytes", *steps)
-    if not _CARRIED.fullmatch(key):
-        raise _Bad("no header can carry it: white space around it, a line break or a control character", *steps)
+        raise Unusable("expected 64 hexadecimal digits after `sha256:`", *steps)
+    check_carried(key, MAX_KEY, *steps)
     return hashlib.sha256(key).digest()
 
 
@@ -217,13 +179,8 @@ def _texts(metadata: Mapping[str, Any], field: str) -> dict[str, str]:
     """Labels or annotations."""
     found = metadata.get(field) or {}
     if not isinstance(found, dict):
-        raise _Bad(f"expected an object, found {kind_of(found)}", "metadata", field)
+        raise Unusable(f"expected an object, found {kind_of(found)}", "metadata", field)
     for name, value in found.items():
         if not isinstance(value, str):
-            raise _Bad(_no_text(value), "metadata", field, name)
+            raise Unusable(no_text(value), "metadata", field, name)
     return found
-
-
-def _no_text(value: Any) -> str:
-    hint = "; put it in quotes" if isinstance(value, bool | int | float) else ""
-    return f"expected a string, found {kind_of(value)}{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from extproc.config.check import find_problems, find_warnings
+from extproc.config.credentials import read_credentials
 from extproc.config.document import parse_document
 from extproc.config.errors import ConfigError, Problem, Snapshot, first_problems, shown
 from extproc.config.files import Files, Unreadable
@@ -16,15 +18,21 @@ from extproc.config.keys import KeyEntry, read_keys
 from extproc.config.masking import without_userinfo
 from extproc.config.model import Config, Limit
 from extproc.config.schema import CONFIG, LIMITS
+from extproc.config.secret_documents import Steps
 from extproc.config.validate import validate
 from extproc.policies import Compiled, compile_policies, merged, read_policies
+
+
+_PURPOSES = ("actionSets", "providers", "guards", "policies")
+"""Sections of which a configuration needs one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A configuration whose names and files lead somewhere; its `limits` are a list, its paths absolute.
 
-    What `policies` say is part of it. `keys` are the API keys of each source of `authConfigs`, by the names of both.
+    What `policies` say is part of it. `keys` are the API keys of each source of `authConfigs`, by the names of both,
+    `credentials` the secrets of providers and guards, by where they are configured.
     `files` are the files it was read from: itself, the limits file, policies, keys files, TLS files.
     """
 
@@ -32,6 +40,7 @@ class Loaded:
     files: Snapshot
     warnings: tuple[Problem, ...] = ()
     keys: Mapping[tuple[str, str], Sequence[KeyEntry]] = field(default_factory=dict)
+    credentials: Mapping[Steps, str] = field(default_factory=dict, repr=False)
 
 
 def load_config(path: Path) -> Loaded:
@@ -65,7 +74,10 @@ def load_limits(path: Path) -> list[Limit]:
 def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
     data = parse_document(text, name)
     if not isinstance(data, dict):
-        message = f"expected an object with `services` and `actionSets`, found {shown(data)}"
+        message = f"expected an object with `actionSets`, `providers` or `guards`, found {shown(data)}"
+        raise ConfigError([Problem("", message, name)])
+    if data.keys().isdisjoint(_PURPOSES):
+        message = f"expected one of {', '.join(f'`{name}`' for name in _PURPOSES)}: nothing would be done"
         raise ConfigError([Problem("", message, name)])
     policies = _policies(data, base, files)
     config = validate(CONFIG, merged(data, policies), base=base)
@@ -86,13 +98,14 @@ def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
     if problems := first_problems(chain(limits_problems, find_problems(config, files))):
         raise ConfigError(problems)
     keys = _keys(config, files)
+    credentials = read_credentials(config, files, os.environ)
     unused = (
         Problem.at(("authConfigs", scope, "authentication", name, "apiKeys"), "no key is there: nobody is let in by it")
         for (scope, name), found in keys.items()
         if not found
     )
     warnings = (*policies.warnings, *find_warnings(config), *unused)
-    return Loaded(config, files.snapshot, warnings, keys)
+    return Loaded(config, files.snapshot, warnings, keys, credentials)
 
 
 def _policies(data: dict[str, Any], base: Path, files: Files) -> Compiled:

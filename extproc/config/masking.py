@@ -18,7 +18,7 @@ _SECRET_WORDS = frozenset(
 )
 _PLAIN_KEYS = frozenset({"static", "expression", "tls"})
 _NAMED_BY_OPERATOR = frozenset({"services", "endpoints"})
-_NO_SECRETS = frozenset({"authConfigs"})
+_NO_SECRETS = frozenset({"authConfigs", "guards", "precharge", "promptLimits", "providers", "routing"})
 """Sections that only say where secrets are: in which files, in which header."""
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, Tag, WithJsonSchema, model_validator
 
 from extproc.config.fields import DialectName, FilePath, HeaderName, Hostname, Model, arm
 
@@ -54,6 +54,20 @@ def _by_name(models: object) -> object:
     return models
 
 
+Models = Annotated[
+    dict[str, str | None],
+    BeforeValidator(_by_name),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "string"}},
+                {"type": "object", "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+            ]
+        }
+    ),
+]
+
+
 class Provider(Model):
     """One that has models."""
 
@@ -61,7 +75,7 @@ class Provider(Model):
     model: str | None = Field(
         default=None, description="What it calls its model: put into requests for any other than its `models`."
     )
-    models: Annotated[dict[str, str | None], BeforeValidator(_by_name)] = Field(
+    models: Models = Field(
         default_factory=dict,
         description="What clients ask for -> what the provider calls it (the same when null); `*` stands for any "
         "characters. Requests for these come here. Or a list of names.",
@@ -69,7 +83,7 @@ class Provider(Model):
     default: bool = Field(default=False, description="Gets the requests that nothing else decides about.")
     credential: CredentialChoice | None = Field(
         default=None,
-        description="`none`: it needs none; `client`: what the client sent. Without one its requests are refused (400).",
+        description="`none`: needs none; `client`: what the client sent. Without one its requests are refused (400).",
     )
     headers: dict[HeaderName, str] = Field(
         default_factory=dict, description="Set on requests to it, as `anthropic-version`. Not for secrets."

@@ -1,22 +1,30 @@
 """Everything that is decided before the model is called.
 
-    head ──> who calls? ──> what has to be known of the body? ──> limits that the head suffices for ──> go on
-    body ──> is it to be read for certain? ──> may this model be asked? ──> the other limits ──> edits ──> go on
+    head ──> who calls? ──> which provider? ──> limits that the head suffices for ──> go on
+    body ──> may this model be asked? ──> which provider? ──> guards ──> limits ──> edits ──> go on
 
 Both are coroutines that seldom wait, see `extproc.eager`. Each gives the reply: to go on, or an answer in the model's
-place.
+place. What guards refuse has cost nothing that is counted with the body; limits that the head suffices for come first.
 """
 
 from __future__ import annotations
 
 from extproc import replies
+from extproc.bodies.json_edit import Uneditable, read_object
+from extproc.bodies.request_reader import RequestReaderFactory
 from extproc.exchange import denials
 from extproc.exchange.callers import Caller
+from extproc.exchange.directions import Directions
+from extproc.exchange.guarding import Guarding
 from extproc.exchange.limits import Limits
 from extproc.exchange.record import Record, State
 from extproc.exchange.request_body import GO_ON, Reading, RequestBody
 from extproc.facts import RequestFacts
 from extproc.identity.model_guard import ModelGuard
+from extproc.limiter.seam import MAX_HITS
+from extproc.plan.plan import ActionSet
+from extproc.providers.prompt_limits import Selection
+from extproc.usage.estimate import Estimate, Job
 from extproc.usage.held import HeldPrompt
 from extproc.usage.include_usage import with_include_usage
 from extproc.wire.external_processor_pb2 import ProcessingRequest
@@ -27,14 +35,31 @@ Reply = bytes
 class Admission:
     """Lets one request pass to the model, or not."""
 
-    __slots__ = ("_body", "_guard", "_limits", "_may_ask", "_reading", "_record")
+    __slots__ = (
+        "_body",
+        "_directions",
+        "_guarding",
+        "_limits",
+        "_may_ask",
+        "_model_guard",
+        "_reading",
+        "_record",
+        "_selection",
+        "_tokens",
+        "_waits",
+    )
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._limits = Limits(record)
+        self._limits = Limits(record, self._prompt_tokens)
         self._body: RequestBody | None = None
-        self._guard: ModelGuard | None = None
+        self._model_guard: ModelGuard | None = None
+        self._guarding: Guarding | None = None
+        self._directions: Directions | None = None
+        self._selection: Selection = {}
+        self._tokens: int | None = None
         self._may_ask = False
+        self._waits = False
         self._reading: Reading = "nothing"
 
     async def head(self, facts: RequestFacts, *, has_body: bool) -> Reply:
@@ -42,30 +67,27 @@ class Admission:
         record = self._record
         assert record.evaluation is not None
         caller = Caller()
-        refusal = await caller.identify(record, facts)
+        refusal = await caller.identify(record, facts) or self._direct(facts, has_body=has_body)
         if refusal is not None:
             return refusal
         record.evaluation.begin()
         record.who = record.plan.labels.of(facts)
         action_set = record.evaluation.action_set
-        reading = self._needed(facts) if has_body else "nothing"
-        waits = reading != "nothing" and action_set.decides_on_body
-        last = action_set.before_body if waits else len(action_set.request_actions)
+        if has_body:
+            self._reading = self._needed(facts)
         if caller.models is not None:
-            refusal = self._guard_models(caller.models, facts, has_body=has_body, waits=waits)
-            if refusal is not None:
-                return refusal
-            if self._guard is not None:
-                last = 0  # a request for another model uses up nothing
-        refusal = await self._limits.ask(last)
-        if refusal is None and not waits:
+            refusal = self._guard_models(caller.models, facts, has_body=has_body)
+        if refusal is None and self._is_strict and record.streamed_request:
+            refusal = denials.failed(record, "nothing can be decided on a request body that the gateway does not hold")
+        if refusal is None:
+            refusal = await self._limits.ask(self._actions_at_head(action_set))
+        if refusal is None and not self._waits:
             refusal = self._forward()
         if refusal is not None:
             return refusal
-        strips = action_set.response_reader is not None and record.metered and record.plan.strip_accept_encoding
-        encoded = strips and "accept-encoding" in facts.headers
-        self._reading = reading
-        asked: Reading = "nothing" if record.streamed_request else reading
+        reads = action_set.response_reader is not None and record.metered and record.plan.strip_accept_encoding
+        encoded = (reads or record.guards_answers) and "accept-encoding" in facts.headers
+        asked: Reading = "nothing" if record.streamed_request else self._reading
         return GO_ON[asked, encoded] + record.changes
 
     def take(self, piece: bytes) -> bool:
@@ -73,7 +95,7 @@ class Admission:
         if self._body is None:
             return False
         self._body.add(piece)
-        return self._body.reader is not None
+        return self._body.waits
 
     async def body(self, message: ProcessingRequest | None, reply: Reply, *, ended: bool = True) -> Reply:
         """All of the body is there; `reply` lets it go on as it is, in answer to `message`, its last piece.
@@ -82,30 +104,58 @@ class Admission:
         trailers follow; of a part nothing is decided, because the rest may say something else (G14).
         """
         record, body = self._record, self._body
-        if body is None or body.reader is None or record.action_set is None or record.state is State.SETTLED:
+        if body is None or not body.waits or record.action_set is None or record.state is State.SETTLED:
             return reply
-        reader, body.reader = body.reader, None
-        reader.close()
-        record.model = reader.findings.model
-        action_set = record.action_set
-        whole = ended or (reader.complete and self._guard is None)
-        if action_set.decides_on_body and (not whole or reader.unread == "too_large"):
-            return denials.too_large(record)
-        if self._guard is not None and not self._guard.allows(body.data):
-            return denials.rejected(record, "model", 403, "the model is not allowed")
-        if action_set.decides_on_body and reader.unread is not None and action_set.denies_on_failure:
-            return denials.unreadable(record, reader.unread)
-        if whole and message is not None:
-            reply = self.asking_for_usage(message, reply)
-        if record.state is State.REQUEST:
-            assert record.evaluation is not None
-            record.evaluation.request_is_there(reader.findings.values, body.data)
-            refusal = await self._limits.ask(len(action_set.request_actions))
-            if refusal is None:
-                refusal = self._forward()
-            reply = reply if refusal is None else refusal
+        body.read()
+        record.model = body.model
+        whole = ended or self._reading == "editable" or (body.complete and not self._is_strict)
+        refusal = self._unfit(record.action_set, body, whole=whole)
+        if refusal is None and record.state is State.REQUEST:
+            refusal = await self._decide(body, whole=whole)
+        if refusal is not None:
+            reply = refusal
+        elif message is not None and whole:
+            reply = self._edited(message, body, reply)
         body.forget()
+        self._guarding = None
         return reply
+
+    def asking_for_usage(self, message: ProcessingRequest, reply: Reply) -> Reply:
+        """In full duplex, where the end of a body may be told later: the reply to its first piece."""
+        return reply if self._body is None else self._edited(message, self._body, reply)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a model answers though the body that it got was to be decided about, and never came here."""
+        return self._record.state is State.REQUEST and self._is_strict
+
+    # ── the head ──────────────────────────────────────────────────────────────────────────────────
+
+    def _direct(self, facts: RequestFacts, *, has_body: bool) -> Reply | None:
+        """Who guards the request, and where it goes."""
+        record = self._record
+        routing = record.plan.routing
+        assert record.action_set is not None
+        record.guards = record.plan.guards.of(facts.host, record.action_set.guards)
+        if record.guards and has_body:
+            self._guarding = Guarding(record, facts)
+        if routing is None or not record.action_set.routed or not routing.hosts.find(facts.host):
+            return None
+        if routing.prompts is not None:
+            self._selection = routing.prompts.queries.select(facts)
+        self._directions = Directions(record, routing)
+        return self._directions.by_head(facts, has_body=has_body)
+
+    @property
+    def _edits(self) -> bool:
+        """Whether the body is one of those that are edited, and whose prompts are counted."""
+        return self._directions is not None and self._directions.edits
+
+    @property
+    def _is_strict(self) -> bool:
+        """Whether nothing may pass of which not all was seen."""
+        guards = self._guarding is not None and self._guarding.enforces
+        return guards or self._model_guard is not None or self._edits
 
     def _needed(self, facts: RequestFacts) -> Reading:
         """Make ready for the request body, as far as somebody needs it."""
@@ -114,37 +164,98 @@ class Admission:
         action_set = record.action_set
         asks = action_set.include_usage
         self._may_ask = asks is not None and record.metered and asks.may_ask(facts)
-        if self._may_ask or action_set.decides_on_body:
-            self._hold(facts)
-            fits = 0 < record.request_size <= record.plan.buffer
-            return "editable" if self._may_ask and fits else "held"
+        self._waits = action_set.decides_on_body or self._edits or self._guarding is not None
+        if self._may_ask or self._waits:
+            self._hold(action_set.request_reader, facts)
+            edits = self._may_ask or self._edits or self._guarding is not None
+            return "editable" if edits and 0 < record.request_size <= record.plan.buffer else "held"
         if action_set.reads_prompts and record.metered:
             record.prompt = HeldPrompt(record.shared.prompts)
             self._body = RequestBody(record.prompt, None)
             return "passing"
         return "nothing"
 
-    def _hold(self, facts: RequestFacts) -> None:
-        record = self._record
-        assert record.action_set is not None
-        assert record.action_set.request_reader is not None
-        content_type = facts.header("content-type") or ""
-        reader = record.action_set.request_reader.open(content_type, facts.header("content-encoding") or "")
-        record.prompt = HeldPrompt(record.shared.prompts)
-        self._body = RequestBody(record.prompt, reader)
+    def _hold(self, factory: RequestReaderFactory | None, facts: RequestFacts) -> None:
+        assert factory is not None
+        reader = factory.open(facts.header("content-type") or "", facts.header("content-encoding") or "")
+        self._record.prompt = HeldPrompt(self._record.shared.prompts)
+        self._body = RequestBody(self._record.prompt, reader)
 
-    def _guard_models(
-        self, models: frozenset[str], facts: RequestFacts, *, has_body: bool, waits: bool
-    ) -> Reply | None:
+    def _guard_models(self, models: frozenset[str], facts: RequestFacts, *, has_body: bool) -> Reply | None:
         record = self._record
         guard = ModelGuard(models, facts, has_body=has_body)
         if guard.refuses:
             return denials.rejected(record, "model", 403, "the model is not allowed")
-        if guard.needs_body and (record.streamed_request or not waits):
+        if guard.needs_body and not self._waits:
             return denials.failed(record, "nothing can be decided on a request body that the gateway does not hold")
         if guard.needs_body:
-            self._guard = guard
+            self._model_guard = guard
         return None
+
+    def _actions_at_head(self, action_set: ActionSet) -> int:
+        """How many actions the head suffices for. A request for another model uses up nothing."""
+        if not self._waits:
+            return len(action_set.request_actions)
+        return 0 if self._model_guard is not None else action_set.before_body
+
+    # ── the body ──────────────────────────────────────────────────────────────────────────────────
+
+    def _unfit(self, action_set: ActionSet, body: RequestBody, *, whole: bool) -> Reply | None:
+        """Why nothing can be decided on this body."""
+        record = self._record
+        if (action_set.decides_on_body or self._edits) and (not whole or body.unread == "too_large"):
+            return denials.too_large(record)
+        if self._model_guard is not None and not self._model_guard.allows(body.data):
+            return denials.rejected(record, "model", 403, "the model is not allowed")
+        if action_set.decides_on_body and body.unread is not None and action_set.denies_on_failure:
+            return denials.unreadable(record, body.unread)
+        if self._edits and body.unread == "encoding":
+            return denials.unreadable(record, body.unread)
+        return self._uneditable(body) if self._edits else None
+
+    def _uneditable(self, body: RequestBody) -> Reply | None:
+        """What the parser says of a body that is to be edited and cannot be (S2.10)."""
+        if not body.data.strip():
+            return None  # S2.11
+        try:
+            read_object(body.data, body.document)
+        except Uneditable as error:
+            return denials.rejected(self._record, "body", 400, "the request body is no JSON object", message=f"{error}")
+        return None
+
+    async def _decide(self, body: RequestBody, *, whole: bool) -> Reply | None:
+        record = self._record
+        assert record.action_set is not None
+        assert record.evaluation is not None
+        refusal = None
+        if self._directions is not None and self._directions.waits:
+            refusal = self._directions.by_model(record.model)
+        if refusal is None and self._guarding is not None:
+            refusal = await self._guarding.ask(body, whole=whole)
+        if refusal is None:
+            record.evaluation.request_is_there(body.values, body.data)
+            refusal = await self._limits.ask(len(record.action_set.request_actions))
+        routing = record.plan.routing
+        if refusal is None and self._edits and routing is not None and routing.prompts is not None:
+            model = self._model_sent
+            refusal = await self._limits.ask_about_prompt(routing.prompts, self._selection, model)
+        return self._forward() if refusal is None else refusal
+
+    @property
+    def _model_sent(self) -> str:
+        """The model as its provider calls it."""
+        record = self._record
+        sent = None if record.provider is None else record.provider.model_for(record.model)
+        return record.model if sent is None else sent
+
+    async def _prompt_tokens(self) -> int:
+        if self._tokens is None:
+            data = b"" if self._body is None else self._body.data
+            found = self._record.shared.estimator.estimate(Job(self._model_sent, data, len(data)))
+            estimate = found if isinstance(found, Estimate) else await found
+            self._record.shared.metrics.estimated(estimate.method)
+            self._tokens = min(estimate.prompt, MAX_HITS)
+        return self._tokens
 
     def _forward(self) -> Reply | None:
         """The request goes to the model, unless it has to be in some limit and is in none."""
@@ -158,18 +269,37 @@ class Admission:
             record.shared.spending.allowed(record.who, record.namespace)
         return None
 
-    def asking_for_usage(self, message: ProcessingRequest, reply: Reply) -> Reply:
+    def _edited(self, message: ProcessingRequest, body: RequestBody, reply: Reply) -> Reply:
+        """The reply that lets the body go on, as the model is to see it."""
+        record = self._record
+        # A gateway that is configured to stream has sent the length already, and the beginning of what is in pieces.
+        if not body.in_one_piece or (record.streamed_request and not record.duplex_request):
+            return reply
+        self._rewrite(body)
+        self._ask_for_usage(body)
+        if body.edited and record.duplex_request:
+            return replies.streamed_body("request_body", message, body.data)
+        if body.edited:
+            reply = replies.request_body(body.data, keeps_length=self._reading == "editable")
+        return reply if self._directions is None else reply + self._directions.changes
+
+    def _rewrite(self, body: RequestBody) -> None:
+        """What the provider is not to see, and what it calls the model (S2.9)."""
+        record = self._record
+        if not self._edits or record.plan.routing is None or record.provider is None or not body.data.strip():
+            return
+        document = None if body.edited else body.document
+        edited = record.plan.routing.rewrite.apply(body.data, record.provider.model_for(record.model), document)
+        if edited is not None:
+            body.replace(edited)
+
+    def _ask_for_usage(self, body: RequestBody) -> None:
         """Have the model report the usage of a stream whose client did not ask for it (S0.D6)."""
-        record, body = self._record, self._body
+        record = self._record
         asks = None if record.action_set is None else record.action_set.include_usage
-        # A gateway that is configured to stream has sent the length already.
-        too_late = record.streamed_request and not record.duplex_request
-        if asks is None or not self._may_ask or too_late or body is None or not body.in_one_piece:
-            return reply
-        edited = with_include_usage(message.request_body.body, asks.may_ask_model)
-        if edited is None:
-            return reply
-        record.strips_usage = asks.strip
-        if record.duplex_request:
-            return replies.streamed_body("request_body", message, edited)
-        return replies.request_body(edited, keeps_length=self._reading == "editable")
+        if asks is None or not self._may_ask:
+            return
+        edited = with_include_usage(body.data, asks.may_ask_model)
+        if edited is not None:
+            record.strips_usage = asks.strip
+            body.replace(edited)

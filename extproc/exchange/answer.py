@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 from time import monotonic
 from typing import Final
 
 from extproc import replies
 from extproc.bodies.reader import BodyReader
+from extproc.eager import begin
+from extproc.exchange.guarded_answer import GuardedAnswer
 from extproc.exchange.record import Record
 from extproc.usage.include_usage import UsageFrameFilter
 from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
@@ -26,12 +29,23 @@ IGNORE: Final = replies.response_headers(replies.SKIP_BODIES)
 class AnswerReading:
     """Reads one answer, from its headers on."""
 
-    __slots__ = ("_expected", "_frames", "_record", "_undigested", "first_byte", "is_text", "reader", "received")
+    __slots__ = (
+        "_expected",
+        "_frames",
+        "_guarded",
+        "_record",
+        "_undigested",
+        "first_byte",
+        "is_text",
+        "reader",
+        "received",
+    )
 
     def __init__(self, record: Record, reader: BodyReader, content_type: str, expected: int) -> None:
         self._record = record
         self._expected = expected
         self._frames: UsageFrameFilter | None = None
+        self._guarded: GuardedAnswer | None = None
         self._undigested = b""
         self.reader = reader
         self.received = 0
@@ -42,20 +56,33 @@ class AnswerReading:
     def begin(cls, record: Record, headers: dict[str, bytes]) -> tuple[AnswerReading, Reply]:
         """Read what follows these headers; with the reply that asks for it."""
         assert record.action_set is not None
-        assert record.action_set.response_reader is not None
         content_type = headers.get("content-type", b"").decode("latin-1")
         content_encoding = headers.get("content-encoding", b"").decode("latin-1")
-        reader = record.action_set.response_reader.open(content_type, content_encoding)
+        reader = record.action_set.reader_for(record.provider).open(content_type, content_encoding)
         reading = cls(record, reader, content_type, length_of(headers.get("content-length", b"")))
-        if record.strips_usage and not content_encoding and "text/event-stream" in content_type.lower():
+        is_sse = "text/event-stream" in content_type.lower()
+        if record.guards_answers:
+            reading._guarded = guarded = GuardedAnswer(record, content_type, content_encoding)
+            refusal = guarded.refusal_of_head()
+            if refusal is not None:
+                return reading, refusal
+            content_encoding = "" if guarded.is_stream else content_encoding
+        if record.strips_usage and not content_encoding and is_sse:
             reading._frames = UsageFrameFilter()
-            reading._expected = -1
-            return reading, replies.response_headers(
-                replies.READ_RESPONSE, add=record.shown, remove=("content-length",)
-            )
-        return reading, with_shown(record, _READ, replies.READ_RESPONSE)
+        return reading, reading._asking()
 
-    def take(self, message: ProcessingRequest, reply: Reply) -> tuple[Reply, bool]:
+    def _asking(self) -> Reply:
+        """The reply to the headers: how the body is to be sent, and what of them will not be true any more."""
+        guarded, record = self._guarded, self._record
+        if guarded is None and self._frames is None:
+            return with_shown(record, _READ, replies.READ_RESPONSE)
+        mode = replies.READ_RESPONSE if guarded is None else guarded.mode
+        removed = ("content-length",) if guarded is None else guarded.removed
+        if removed:
+            self._expected = -1
+        return replies.response_headers(mode, add=record.shown, remove=removed)
+
+    def take(self, message: ProcessingRequest, reply: Reply) -> tuple[Reply | Awaitable[Reply], bool]:
         """The reply to a piece, `reply` unless it is changed; and whether it was the last one."""
         chunk = message.response_body
         self.digest()
@@ -64,13 +91,17 @@ class AnswerReading:
         if not self.received:
             self.first_byte = monotonic()
         self.received += len(body)
+        guarded, last = self._guarded, ends(chunk)
+        if guarded is not None and not guarded.is_stream:
+            return begin(guarded.held(body, last=last or self.received == self._expected)), last
+        shown = body if guarded is None else guarded.passed_on(body, last=last)
         if self._frames is not None:
-            left = self._without_usage_frame(self._frames, body, last=ends(chunk))
-            if left is not None:
-                duplex = self._record.duplex_response
-                reply = replies.streamed_body("response_body", message, left) if duplex else replies.response_body(left)
+            shown = self._without_usage_frame(self._frames, shown, last=last)
+        if shown is not body:
+            duplex = self._record.duplex_response
+            reply = replies.streamed_body("response_body", message, shown) if duplex else replies.response_body(shown)
         # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
-        return reply, ends(chunk) or self.received == self._expected
+        return reply, last or self.received == self._expected
 
     def digest(self) -> None:
         """Read what was replied to before it was read."""
@@ -78,14 +109,15 @@ class AnswerReading:
             chunk, self._undigested = self._undigested, b""
             self.reader.feed(chunk)
 
-    def _without_usage_frame(self, frames: UsageFrameFilter, body: bytes, *, last: bool) -> bytes | None:
-        """What the client is to see of a piece; None for all of it."""
+    def _without_usage_frame(self, frames: UsageFrameFilter, body: bytes, *, last: bool) -> bytes:
+        """What the client is to see of a piece."""
         try:
-            return frames.feed(body, last)
+            left = frames.feed(body, last)
         except Exception:  # noqa: BLE001 - the answer goes on, with a frame more than the client asked for
             self._record.defect("response_body")
             self._frames = None
-            return None
+            return body
+        return body if left is None else left
 
 
 def with_shown(record: Record, plain: Reply, mode: ProcessingMode) -> Reply:

@@ -7,7 +7,10 @@ from typing import Final
 
 from extproc import replies
 from extproc.exchange.record import Record
+from extproc.guards.final_events import replacement
+from extproc.guards.seam import Verdict
 from extproc.limiter.seam import Decision
+from extproc.plan.guarding import PlannedGuard
 from extproc.refusals import Rejection
 
 Reply = bytes
@@ -31,7 +34,14 @@ def unmatched(record: Record) -> Reply:
 
 
 def rejected(
-    record: Record, kind: Rejection, status: int, reason: str, headers: Headers = (), body: bytes | None = None
+    record: Record,
+    kind: Rejection,
+    status: int,
+    reason: str,
+    headers: Headers = (),
+    body: bytes | None = None,
+    *,
+    message: str = "",
 ) -> Reply:
     """A caller, or what it asks for, is refused for another reason than a limit."""
     assert record.action_set is not None
@@ -40,7 +50,54 @@ def rejected(
     record.end("denied")
     fields = {**record.about, "decision": "denied", "code": status, "reason": reason}
     record.shared.decisions.note("denied", fields)
-    return record.action_set.refusals.rejected(kind, status, headers, body, record.shown, request_id=record.request_id)
+    return record.action_set.refusals.rejected(
+        kind, status, headers, body, record.shown, request_id=record.request_id, message=message
+    )
+
+
+def guarded(record: Record, planned: PlannedGuard, verdict: Verdict) -> Reply:
+    """A guard refused; it has told the log and the metrics why."""
+    assert record.action_set is not None
+    record.shared.metrics.denied += 1
+    record.shared.spending.rejected("guard")
+    record.end("denied")
+    denial = planned.denial
+    return planned.refusals(record.action_set.refusals).rejected(
+        "guard",
+        denial.status,
+        tuple((name.lower(), value) for name, value in denial.headers.items()),
+        None if denial.body is None else denial.body.encode(),
+        record.shown,
+        request_id=record.request_id,
+        message=verdict.message,
+    )
+
+
+def note_answer(record: Record, planned: PlannedGuard, outcome: str, rule: str) -> None:
+    """What a guard found in an answer; `rule` is "" where it is let pass all the same."""
+    guard, metrics = planned.guard, record.shared.metrics.guarding
+    metrics.judged(guard.name, "answer", outcome, enforced=guard.enforces)
+    if rule:
+        metrics.denied(guard.name, rule)
+    fields = {**record.about, "guard": guard.name, "subject": "answer", "rule": rule, "outcome": outcome}
+    record.shared.decisions.note("guard", {**fields, "enforced": guard.enforces})
+
+
+def withheld(record: Record, planned: PlannedGuard) -> Reply:
+    """In place of an answer whose headers have not left."""
+    assert record.action_set is not None
+    denial = planned.denial
+    told = replacement(planned.profile(record.action_set.refusals))
+    body = told.body if denial.body is None else denial.body.encode()
+    headers = (("content-type", told.content_type), *((name.lower(), value) for name, value in denial.headers.items()))
+    return replies.immediate(denial.status, body, (*headers, *record.shown), details="guard_answer")
+
+
+def over_prompt_limit(record: Record, decision: Decision, legacy_body: bytes | None) -> Reply:
+    """A prompt is more than a limit has left; `legacy_body` are Plano's words for it."""
+    record.shared.metrics.guarding.prompts_limited += 1
+    reply = over_limit(record, decision)
+    return reply if legacy_body is None else replies.with_body(reply, legacy_body)
 
 
 def over_limit(record: Record, decision: Decision) -> Reply:

@@ -23,10 +23,12 @@ from extproc.exchange import denials
 from extproc.exchange.admission import Admission
 from extproc.exchange.answer import IGNORE, AnswerReading, ends, headers_of, length_of, with_shown
 from extproc.exchange.record import Record, State, Surroundings
+from extproc.exchange.refunds import give_all_back
 from extproc.exchange.settlement import Pending, Settlement
 from extproc.facts import RequestFacts, attribute
 from extproc.limiter.quotas import ratelimit_headers
 from extproc.limiter.seam import Metadata, Quota
+from extproc.plan.bodies import BodyValues
 from extproc.plan.evaluation import Evaluation
 from extproc.plan.plan import ActionSet, Plan
 from extproc.plan.sight import ActionFailure
@@ -57,12 +59,13 @@ class Exchange:
     whatever reason. None of them raises.
     """
 
-    __slots__ = ("_admission", "_answer", "_record", "_settlement")
+    __slots__ = ("_admission", "_answer", "_counts", "_record", "_settlement")
 
     def __init__(self, plan: Plan, shared: Surroundings) -> None:
         self._record = Record(plan, shared)
         self._admission = Admission(self._record)
         self._answer: AnswerReading | None = None
+        self._counts = False
         self._settlement: Settlement | None = None
         shared.metrics.exchanges_open += 1
 
@@ -160,6 +163,8 @@ class Exchange:
         except ActionFailure as error:
             return denials.failed(record, f"route: {error}")
         if evaluation is None:
+            evaluation = self._bare(facts)
+        if evaluation is None:
             return self._unmatched(facts)
         record.evaluation = evaluation
         record.action_set = evaluation.action_set
@@ -170,6 +175,12 @@ class Exchange:
         record.path = facts.headers.get(":path", b"")
         record.metered = facts.headers.get(":method", b"").upper() in record.plan.metered_methods
         return begin(self._admission.head(facts, has_body=not message.request_headers.end_of_stream))
+
+    def _bare(self, facts: RequestFacts) -> Evaluation | None:
+        """Of a request that no action set matches, but that is guarded or routed."""
+        plan = self._record.plan
+        routed = plan.routing is not None and plan.routing.hosts.find(facts.host)
+        return Evaluation(plan.bare, facts, BodyValues()) if routed or plan.guards.of(facts.host) else None
 
     def _unmatched(self, facts: RequestFacts) -> Reply:
         """No action set is for this request: it passes, unless that is not wanted."""
@@ -221,7 +232,12 @@ class Exchange:
         headers = headers_of(message)
         status = headers.get(":status", b"")
         record.status = int(status) if status.isdigit() else 0
-        if not self._reads(action_set, ended=message.response_headers.end_of_stream):
+        ended = message.response_headers.end_of_stream
+        if record.status < 300 and self._admission.unseen:
+            return self._unguarded()
+        self._counts = self._reads(action_set, ended=ended)
+        guards = record.guards_answers and record.status < 300 and not ended
+        if not (self._counts or guards):
             self._settle("complete")
             return with_shown(record, IGNORE, replies.SKIP_BODIES)
         if not record.request_size:
@@ -230,6 +246,10 @@ class Exchange:
         record.state = State.READING
         self._answer, reply = AnswerReading.begin(record, headers)
         return reply
+
+    def _unguarded(self) -> Reply:
+        """A gateway that takes no orders has passed on what was to be looked at: its answer does not get out."""
+        return denials.failed(self._record, "the gateway did not send the request body: it has to allow mode overrides")
 
     def _reads(self, action_set: ActionSet, *, ended: bool) -> bool:
         """Whether the answer is worth reading: it has a body, it was generated now, and is no error (S0.D7, S0.23)."""
@@ -242,8 +262,15 @@ class Exchange:
         reply = self._unchanged("response_body", message)
         if self._record.state is not State.READING or self._answer is None:
             return reply
-        reply, over = self._answer.take(message, reply)
-        return self._response_complete(reply) if over else reply
+        taken, over = self._answer.take(message, reply)
+        if not isinstance(taken, bytes):
+            return self._taken(taken, over=over)
+        return self._response_complete(taken) if over else taken
+
+    async def _taken(self, taken: Awaitable[Reply], *, over: bool) -> Reply:
+        reply = await taken
+        last = self._response_complete(reply) if over else reply
+        return last if isinstance(last, bytes) else await last
 
     def _response_complete(self, reply: Reply) -> Replies:
         """The answer is over: settle, and hold the last reply until the reports are answered, but not for long."""
@@ -277,7 +304,9 @@ class Exchange:
         if ending == "complete" and record.status >= 400:
             ending = "error"
         record.shared.metrics.exchange_ended(ending)
-        if answer is None or not answer.received or ending == "denied" or ending == "unmatched":
+        if answer is None and record.precharged:
+            give_all_back(record)
+        if answer is None or not (answer.received and self._counts) or ending == "denied" or ending == "unmatched":
             return []
         self._settlement = Settlement(record, answer.first_byte)
         return self._settlement.settle(answer.reader, answer.received, ending, is_text=answer.is_text)

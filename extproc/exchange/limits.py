@@ -1,23 +1,33 @@
-"""The actions before the call of the model: what limiters are asked, and what their answers mean."""
+"""What limiters are asked before the call of the model, and what their answers mean."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from time import monotonic
+
 from extproc.exchange import denials
 from extproc.exchange.denials import Reply
-from extproc.exchange.record import Record
+from extproc.exchange.record import Precharged, Record
 from extproc.exchange.reporting import charging, report
-from extproc.limiter.seam import Code, Decision, LimiterError
-from extproc.plan.action import Action
+from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Query
+from extproc.plan.action import Action, Precharge
+from extproc.plan.routing import PromptGate
 from extproc.plan.sight import ActionFailure
+from extproc.providers.prompt_limits import Missing, Selection, legacy_body
+
+Outcome = Decision | LimiterError | ActionFailure
+Tokens = Callable[[], Awaitable[int]]
+"""Of the prompt, estimated when somebody asks."""
 
 
 class Limits:
     """Runs the actions of an action set in order, some when the head is there and the others when the body is."""
 
-    __slots__ = ("_next", "_record", "limited")
+    __slots__ = ("_next", "_record", "_tokens", "limited")
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, tokens: Tokens) -> None:
         self._record = record
+        self._tokens = tokens
         self._next = 0
         self.limited = False
         """Whether a limit applies, as far as that is known."""
@@ -34,7 +44,26 @@ class Limits:
                 return denial
         return None
 
-    async def _ask(self, action: Action) -> Decision | LimiterError | ActionFailure | None:
+    async def ask_about_prompt(self, gate: PromptGate, selection: Selection, model: str) -> Reply | None:
+        """Whether the prompt fits into the limits of `model`, which is what its provider calls it."""
+        record = self._record
+        found = gate.queries.query(selection, model, await self._tokens())
+        if found is None:
+            return None
+        if isinstance(found, Missing):
+            reason = f"the header `{found.header}` is missing, by which prompts are limited"
+            return denials.rejected(record, "no_selector", 403, reason)
+        if not record.namespace:
+            record.namespace = found.domain
+        try:
+            outcome: Outcome = await _answer(gate.service.ask(found, record.metadata))
+        except LimiterError as error:
+            outcome = error
+        if isinstance(outcome, Decision) and outcome.code is Code.OVER_LIMIT:
+            return denials.over_prompt_limit(record, outcome, legacy_body(found) if gate.shows_selector else None)
+        return self._take(outcome, gate.service.name, denies=gate.service.denies_on_failure)
+
+    async def _ask(self, action: Action) -> Outcome | None:
         """None when the action does not apply or needs no answer."""
         record = self._record
         assert record.evaluation is not None
@@ -46,16 +75,34 @@ class Limits:
                 query = charging(query, record.evaluation.count(action))
             if not record.namespace:
                 record.namespace = query.domain
+            if action.precharge is not None and (tokens := await self._tokens()):
+                return await self._precharge(action.precharge, charging(query, tokens))
             if action.service.call != "report":
-                answer = action.service.ask(query, record.metadata)
-                return answer if isinstance(answer, Decision) else await answer
+                return await _answer(action.service.ask(query, record.metadata))
         except (ActionFailure, LimiterError) as error:
             return error
         report(record, action, query)
         return None
 
-    def _judge(self, action: Action, outcome: Decision | LimiterError | ActionFailure) -> Reply | None:
-        """What a limiter's answer means for the request: None to go on, or the reply that ends it."""
+    async def _precharge(self, precharge: Precharge, query: Query) -> Decision:
+        """Charge the prompt at once; what the report of the same counters charges is the rest."""
+        record = self._record
+        decision = await _answer(precharge.charge(query, record.metadata))
+        if decision.code is Code.OK:
+            key = query.domain, query.descriptors[0]
+            before = record.precharged.get(key)
+            hits = query.hits_addend + (0 if before is None else before.query.hits_addend)
+            record.precharged[key] = Precharged(charging(query, hits), precharge.refund, monotonic())
+        return decision
+
+    def _judge(self, action: Action, outcome: Outcome) -> Reply | None:
+        if isinstance(outcome, Decision) and outcome.code is Code.OVER_LIMIT:
+            return denials.over_limit(self._record, outcome)
+        is_report = action.service.call == "report"  # never a guard (S0.15)
+        return self._take(outcome, action.service.name, denies=action.service.denies_on_failure and not is_report)
+
+    def _take(self, outcome: Outcome, service: str, *, denies: bool) -> Reply | None:
+        """What an answer other than a refusal means: None to go on, or the reply that ends the exchange."""
         record = self._record
         if isinstance(outcome, Decision) and outcome.code is Code.OK:
             if not outcome.unlimited:
@@ -65,10 +112,10 @@ class Limits:
             if outcome.quotas:
                 record.quotas += outcome.quotas
             return None
-        if isinstance(outcome, Decision) and outcome.code is Code.OVER_LIMIT:
-            return denials.over_limit(record, outcome)
         reason = "the limiter answered UNKNOWN" if isinstance(outcome, Decision) else str(outcome)
-        is_report = action.service.call == "report"  # never a guard (S0.15)
         self.limited = True  # as far as that is known
-        denies = action.service.denies_on_failure and not is_report
-        return denials.undecided(record, reason, action.service.name, denies=denies)
+        return denials.undecided(record, reason, service, denies=denies)
+
+
+async def _answer(answer: Answer) -> Decision:
+    return answer if isinstance(answer, Decision) else await answer

@@ -9,10 +9,13 @@ from time import monotonic
 from typing import Any
 
 from extproc.limiter.reports import ReportQueue
-from extproc.limiter.seam import Metadata, Quota
+from extproc.limiter.seam import Descriptor, Metadata, Query, Quota
+from extproc.plan.action import Refund
 from extproc.plan.evaluation import Evaluation
+from extproc.plan.guarding import PlannedGuard
 from extproc.plan.labels import Who
 from extproc.plan.plan import ActionSet, Plan
+from extproc.providers.provider import Provider
 from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.metrics import Ending, Metrics
 from extproc.telemetry.spending import Spending
@@ -47,6 +50,20 @@ class Surroundings:
     prompts: PromptBudget
 
 
+@dataclass(frozen=True, slots=True)
+class Precharged:
+    """Hits that a limiter counted before the call; `refund` gives them back, where that is wanted and possible."""
+
+    query: Query
+    refund: Refund | None
+    when: float
+    """By the monotonic clock."""
+
+
+Precharges = dict[tuple[str, Descriptor], Precharged]
+"""By the domain and the first descriptor: those of the report that charges the rest."""
+
+
 class Record:
     """Filled in by those who find out; read by whoever comes after."""
 
@@ -56,13 +73,16 @@ class Record:
         "duplex_request",
         "duplex_response",
         "evaluation",
+        "guards",
         "metadata",
         "metered",
         "model",
         "namespace",
         "path",
         "plan",
+        "precharged",
         "prompt",
+        "provider",
         "quotas",
         "request_id",
         "request_size",
@@ -72,6 +92,7 @@ class Record:
         "state",
         "status",
         "streamed_request",
+        "streamed_response",
         "strips_usage",
         "who",
     )
@@ -99,12 +120,19 @@ class Record:
         self.model = ""
         """That the request names."""
         self.prompt: HeldPrompt | None = None
+        self.guards: tuple[PlannedGuard, ...] = ()
+        """Who looks at what is asked and answered."""
+        self.provider: Provider | None = None
+        """Where the request goes, as far as that is ours to choose."""
+        self.precharged: Precharges = {}
+        """What was charged before the call, until it is settled."""
         self.metered = False
         """Whether requests of its method have a model generate."""
         self.strips_usage = False
         """Whether the model was asked for usage that the client is not to see."""
         self.status = 0
         self.streamed_request = False
+        self.streamed_response = False
         self.duplex_request = False
         self.duplex_response = False
 
@@ -112,6 +140,7 @@ class Record:
         """The first message tells how bodies are sent; in full duplex they must be sent back."""
         if self.state is State.NEW and message.HasField("protocol_config"):
             modes = message.protocol_config
+            self.streamed_response = modes.response_body_mode in _STREAMED
             self.streamed_request = modes.request_body_mode in _STREAMED
             self.duplex_request = modes.request_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
             self.duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
@@ -129,6 +158,11 @@ class Record:
         """One of ours, on the way of a message of `kind`: called where it is caught."""
         self.shared.metrics.errors += 1
         _LOG.exception("internal error", extra={"fields": {"request_id": self.request_id, "message": kind}})
+
+    @property
+    def guards_answers(self) -> bool:
+        """Whether somebody looks at what is answered."""
+        return any(planned.guard.answers is not None for planned in self.guards)
 
     @property
     def about(self) -> dict[str, Any]:

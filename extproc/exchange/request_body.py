@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from extproc import replies
-from extproc.bodies.reader import BodyReader
+from extproc.bodies.findings import Values
+from extproc.bodies.reader import BodyReader, Unread
+from extproc.bodies.request_reader import RequestReader
 from extproc.usage.held import HeldPrompt
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
@@ -32,31 +34,75 @@ GO_ON: Final = {(reading, encoded): _go_on(reading, encoded=encoded) for reading
 class RequestBody:
     """What came of a body. Everything that is kept longer than until it is decided about is kept in `prompt`."""
 
-    __slots__ = ("_pieces", "_prompt", "reader")
+    __slots__ = (
+        "_messages",
+        "_pieces",
+        "_prompt",
+        "_reader",
+        "complete",
+        "document",
+        "edited",
+        "model",
+        "unread",
+        "values",
+    )
 
     def __init__(self, prompt: HeldPrompt, reader: BodyReader | None) -> None:
         self._prompt = prompt
         self._pieces: list[bytes] = []
-        self.reader = reader
-        """None where it is only held, and when it was read."""
+        self._messages = 0
+        self._reader = reader
+        self.complete = False
+        """Whether a whole JSON document was there."""
+        self.unread: Unread | None = None
+        """Why it could not be read."""
+        self.document: Any = None
+        """What it says; None while it is not read, and for what is no JSON."""
+        self.model = ""
+        self.values: Values = {}
+        self.edited = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits for it to be whole."""
+        return self._reader is not None
 
     def add(self, piece: bytes) -> None:
         """Take one more piece."""
         self._prompt.add(piece)
-        if self.reader is not None:
-            self.reader.feed(piece)
+        if self._reader is not None:
+            self._reader.feed(piece)
             self._pieces.append(piece)
+            self._messages += 1
 
-    @property
-    def data(self) -> bytes:
-        """All of it."""
-        return b"".join(self._pieces)
+    def read(self) -> None:
+        """No more will come."""
+        reader, self._reader = self._reader, None
+        assert reader is not None
+        reader.close()
+        self.complete, self.unread = reader.complete, reader.unread
+        self.model, self.values = reader.findings.model, reader.findings.values
+        if isinstance(reader, RequestReader):
+            self.document = reader.document
 
     @property
     def in_one_piece(self) -> bool:
         """Whether it came as one message, and so can be edited in the reply to that."""
-        return len(self._pieces) == 1
+        return self._messages == 1
+
+    @property
+    def data(self) -> bytes:
+        """All of it, as it is to go on."""
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
+
+    def replace(self, data: bytes) -> None:
+        """Let other bytes go on in its place."""
+        self._pieces = [data]
+        self.edited = True
 
     def forget(self) -> None:
         """It is decided."""
         self._pieces = []
+        self.document = None

@@ -10,6 +10,7 @@ from time import monotonic
 from extproc import replies
 from extproc.bodies.reader import BodyReader
 from extproc.exchange.record import Record
+from extproc.exchange.refunds import settle_rest
 from extproc.exchange.reporting import charging, report
 from extproc.plan.action import Action
 from extproc.plan.evaluation import Evaluation
@@ -93,12 +94,24 @@ class Settlement:
         dialect = DIALECTS.get(usage.dialect)
         first_token = self._first_byte - record.started if self._streaming else None
         provider = "" if dialect is None else dialect.provider
+        if record.provider is not None:
+            provider = record.provider.name
         record.shared.metrics.used(usage, provider, ended - record.started, first_token)
         evaluation.usage_is_there(usage)
         self._used = usage
+        if not evaluation.action_set.response_actions:
+            self._note(usage)
         pending = [self._settle_action(action, evaluation, usage) for action in evaluation.action_set.response_actions]
         record.shared.spending.used(record.who, record.namespace, usage, self._charged, provider)
         return [task for task in pending if task is not None]
+
+    def _note(self, usage: Usage) -> None:
+        """Where no limiter is told, the log is (S2.23)."""
+        record = self._record
+        if record.shared.decisions.enabled:
+            fields = {**record.about, "total_tokens": usage.total_tokens, "completion_tokens": usage.completion_tokens}
+            fields |= {"usage": usage.source, "ending": usage.ending, "model": usage.model, "status": record.status}
+            record.shared.decisions.note("consumed", {**fields, "end_stream": True})
 
     def _settle_action(self, action: Action, evaluation: Evaluation, usage: Usage) -> asyncio.Task[None] | None:
         record = self._record
@@ -115,4 +128,4 @@ class Settlement:
         if self._charged is None:
             self._charged = hits
             record.namespace = query.domain
-        return report(record, action, charging(query, hits), usage, source)
+        return report(record, action, charging(query, settle_rest(record, query, hits)), usage, source)

@@ -14,8 +14,8 @@ Outcome = Literal["allow", "deny", "timeout", "failure", "unparsable"]
 class Text(NamedTuple):
     """One text of a request: who says it, and where in the document it stands.
 
-    `role` is in lower case. `message` is the number of its message, -1 for what stands beside the messages. Texts of one
-    message are parts of one statement.
+    `role` is in lower case. `message` is the number of its message, -1 for what stands beside the messages. Texts of
+    one message are parts of one statement.
     """
 
     role: str

@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
-from math import inf
 from operator import itemgetter
 
+from extproc.limiter.buckets import Buckets
 from extproc.limiter.limits import CompiledLimit, Group, LimitSet
 from extproc.limiter.matching import Values
-from extproc.limiter.rows import Column, Key, Table, key_of, values_of
+from extproc.limiter.rows import Column, Key, Table, Windows, key_of, values_of
 from extproc.limiter.seam import Code, Decision, Metadata, Query, Quota
 from extproc.limiter.tally import Tally
 
 VISITED_PER_CALL = 2
 """Expired rows that a call which counts frees at most, beyond one for each that it may open: they never pile up."""
 MAX_ROWS = 1_000_000
-"""Some 150 bytes each, the text of its values, and 16 bytes for each limit with the same namespace and variables."""
+"""Some 150 bytes each, the text of its values, and for each limit with the same namespace and variables 16 bytes, or 24
+for buckets."""
 _MOST = 2**64 - 1
 
 _OK = Decision(Code.OK)
@@ -29,11 +30,13 @@ _UNKNOWN = Decision(Code.UNKNOWN)
 _Touched = Sequence[tuple[Group, Values]]
 _Sharing = tuple[str, tuple[str, ...]]
 """What limits have in common whose counters share rows: namespace and variables."""
+_Place = tuple[Table, tuple[Windows, ...], tuple[Buckets, ...], tuple[Column, ...]]
+"""Where a group's counters are: its windows, its buckets, and both in the order of the limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A counter as it stands: hits `used` and `remaining`, seconds until it starts anew.
+    """A counter as it stands: hits `used` and `remaining`, seconds until it starts anew; of a bucket, until it is full.
 
     `values` are those of `limit.variables`, in their order; `used` may exceed the maximum.
     """
@@ -48,7 +51,7 @@ class Counter:
 class EmbeddedLimiter:
     """Limitador's in-memory semantics, answered at once.
 
-    A window starts with its first hit, and ends as the limit's `window` says. Confined to one thread (one event
+    A window starts with its first hit, and ends as the limit's `window` says; a bucket fills steadily. Confined to one thread (one event
     loop): no method that counts awaits, so calls never interleave and counts are exact however many tasks call.
     Counters of the same namespace, variables and values share a row; no more than `max_rows` are kept. Beyond that,
     of a few rows of the largest table the one that expires first gives way.
@@ -70,7 +73,7 @@ class EmbeddedLimiter:
         self._wall = wall
         self._max_rows = max_rows
         self._limits = LimitSet()
-        self._places: dict[Group, tuple[Table, tuple[Column, ...]]] = {}
+        self._places: dict[Group, _Place] = {}
         self._columns: list[Column] = []
         self._tables: list[Table] = []
         self._turn = 0
@@ -115,6 +118,20 @@ class EmbeddedLimiter:
             return _UNLIMITED
         return self._allowance(touched, now) if self.tells_quotas else _OK
 
+    def refund(self, query: Query, metadata: Metadata = (), age: float = 0.0) -> Decision:
+        """As Refunding's. The tally of hits does not fall."""
+        domain, descriptors, hits = query
+        if not domain:
+            return _UNKNOWN
+        now, wall = self._clock(), self._wall()
+        for group, values in self._limits.touched(domain, descriptors):
+            table, _, _, columns = self._places[group]
+            row = table.rows.get(key_of(values))
+            if row is not None:
+                for column in columns:
+                    column.give_back(row, hits, age, now, wall)
+        return _OK
+
     def replace_limits(self, limits: LimitSet) -> None:
         """Use `limits` from now on; counters of limits with an unchanged identity keep their hits."""
         old_tables = {_sharing(column.limit): column.table for column in self._columns}
@@ -125,13 +142,15 @@ class EmbeddedLimiter:
         for group in limits.groups:
             sharing = _sharing(group.limits[0])
             table = tables.setdefault(sharing, old_tables.get(sharing) or Table())
-            columns = tuple(old_columns.get(limit.identity) or Column(table, limit) for limit in group.limits)
+            columns = tuple(old_columns.get(limit.identity) or _column(table, limit) for limit in group.limits)
             for column, limit in zip(columns, group.limits, strict=True):
                 column.serve(limit)
-            self._places[group] = table, columns
+            windows = tuple(column for column in columns if isinstance(column, Windows))
+            buckets = tuple(column for column in columns if isinstance(column, Buckets))
+            self._places[group] = table, windows, buckets, columns
             self._columns += columns
         for table in tables.values():
-            table.columns = [column for column in self._columns if column.table is table]
+            table.serve([column for column in self._columns if column.table is table])
         self._limits = limits
         self._tables = list(tables.values())
         self._turn = 0
@@ -179,11 +198,14 @@ class EmbeddedLimiter:
 
     def _refuses(self, touched: _Touched, hits: int, now: float) -> bool:
         for group, values in touched:
-            table, columns = self._places[group]
+            table, windows, buckets, _ = self._places[group]
             row = table.rows.get(key_of(values))
-            for column in columns:
+            for column in windows:
                 used = column.used[row] if row is not None and column.ends[row] > now else 0
                 if used + hits > column.maximum:
+                    return True
+            for bucket in buckets:
+                if not bucket.fits(row, hits, now):
                     return True
         return False
 
@@ -192,16 +214,18 @@ class EmbeddedLimiter:
         if self._size:
             self._tidy(VISITED_PER_CALL + len(touched), now)
         for group, values in touched:
-            table, columns = self._places[group]
+            table, windows, buckets, _ = self._places[group]
             row = table.rows.get(key_of(values))
             if row is None:
                 row = self._add_row(table, key_of(values))
-            for column in columns:
+            for column in windows:
                 if column.ends[row] > now:
                     used = column.used[row] + hits
                     column.used[row] = used if used < _MOST else _MOST
                 else:
                     column.open(row, min(hits, _MOST), now + column.limit.window.ends_in(self._wall()))
+            for bucket in buckets:
+                bucket.take(row, hits, now)
 
     def _add_row(self, table: Table, key: Key) -> int:
         if self._size >= self._max_rows:
@@ -220,28 +244,25 @@ class EmbeddedLimiter:
             self._turn = (self._turn + 1) % len(self._tables)
 
     def _refusal(self, domain: str, touched: _Touched, hits: int, now: float) -> Decision:
-        quotas = [
-            quota if hits <= quota.maximum else quota._replace(resets_in=inf)
-            for quota in self._quotas(touched, now)
-            if quota.remaining < hits
-        ]
+        quotas = [quota for quota in self._quotas(touched, hits, now) if quota.remaining < hits]
         quotas.sort(key=lambda quota: quota.resets_in, reverse=True)
         self.tally.refused(domain, quotas[0].limit)
         return Decision(Code.OVER_LIMIT, limit=quotas[0].limit, quotas=tuple(quotas))
 
     def _allowance(self, touched: _Touched, now: float) -> Decision:
-        return Decision(Code.OK, quotas=tuple(sorted(self._quotas(touched, now), key=lambda quota: quota.remaining)))
+        return Decision(Code.OK, quotas=tuple(sorted(self._quotas(touched, 0, now), key=lambda quota: quota.remaining)))
 
-    def _quotas(self, touched: _Touched, now: float) -> Iterator[Quota]:
+    def _quotas(self, touched: _Touched, hits: int, now: float) -> Iterator[Quota]:
+        wall = self._wall()
         for group, values in touched:
-            table, columns = self._places[group]
+            table, _, _, columns = self._places[group]
             row = table.rows.get(key_of(values))
             for column in columns:
-                limit = column.limit
-                remaining, resets_in = limit.max_value, limit.window.ends_in(self._wall())
-                if row is not None and column.ends[row] > now:
-                    remaining, resets_in = max(0, remaining - column.used[row]), column.ends[row] - now
-                yield Quota(limit.label, limit.max_value, remaining, resets_in, limit.window.seconds)
+                yield column.quota(row, hits, now, wall)
+
+
+def _column(table: Table, limit: CompiledLimit) -> Column:
+    return Buckets(table, limit) if limit.steady else Windows(table, limit)
 
 
 def _sharing(limit: CompiledLimit) -> _Sharing:
@@ -249,11 +270,11 @@ def _sharing(limit: CompiledLimit) -> _Sharing:
 
 
 def _counter(column: Column, row: int, now: float) -> Counter:
-    limit, used = column.limit, column.used[row]
+    limit, used = column.limit, column.count(row, now)
     return Counter(
         limit=limit,
         values=values_of(column.table.keys[row]),
         used=used,
         remaining=max(0, limit.max_value - used),
-        resets_in=column.ends[row] - now,
+        resets_in=column.resets_in(row, now),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from extproc.config.errors import ConfigError, Problem
 from extproc.config.model import Config, Service
 from extproc.limiter.channel import Channels
-from extproc.limiter.metered import CallMetrics, MeteredLimiter
+from extproc.limiter.metered import CallMetrics, metered
 from extproc.limiter.remote import RemoteLimiter
 from extproc.limiter.seam import Limiter
 
@@ -32,9 +32,9 @@ class Endpoints:
         """
         endpoint = config.endpoints[service.endpoint]
         if endpoint.embedded:
-            return MeteredLimiter(self._embedded(service), service.endpoint, self._metrics)
+            return metered(self._embedded(service), service.endpoint, self._metrics)
         try:
             channel = self._channels.get(endpoint)
         except ValueError as error:
             raise ConfigError([Problem.at(("endpoints", service.endpoint), str(error))]) from None
-        return MeteredLimiter(RemoteLimiter(channel, service.timeout), service.endpoint, self._metrics)
+        return metered(RemoteLimiter(channel, service.timeout), service.endpoint, self._metrics)

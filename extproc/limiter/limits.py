@@ -14,7 +14,7 @@ from extproc.expressions import Expression, ExpressionError, MissingKey
 from extproc.limiter.matching import NO_CONTEXT, CelMatcher, LookupMatcher, Matcher, context_of
 from extproc.limiter.matching import Values as Values
 from extproc.limiter.seam import Descriptor
-from extproc.limiter.windows import Window, window_of
+from extproc.limiter.windows import SteadyRefill, Window, window_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,10 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledLimit:
-    """At most `max_value` hits in a `window`, for each distinct tuple of values of `variables`."""
+    """At most `max_value` hits in a `window`, for each distinct tuple of values of `variables`.
+
+    With a `steady` window it has buckets: `max_value` hits at once, and as many flow back within its seconds.
+    """
 
     identity: Identity
     window: Window
@@ -54,6 +57,11 @@ class CompiledLimit:
     name: str
     conditions: tuple[Expression, ...]
     variables: tuple[Expression, ...]
+
+    @property
+    def steady(self) -> bool:
+        """Whether it has buckets in place of windows."""
+        return isinstance(self.window, SteadyRefill)
 
     @property
     def label(self) -> str:

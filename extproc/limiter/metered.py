@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Mapping
 from time import perf_counter
 from typing import Literal, Protocol
 
-from extproc.limiter.seam import Answer, Code, Decision, Limiter, LimiterError, Metadata, Query, Reason
+from extproc.limiter.seam import Answer, Code, Decision, Limiter, LimiterError, Metadata, Query, Reason, Refunding
 
-Method = Literal["check", "report", "should_rate_limit"]
+Method = Literal["check", "report", "should_rate_limit", "refund"]
 Result = Literal["ok", "over_limit", "unknown"] | Reason
 _RESULTS: dict[Code, Result] = {Code.OK: "ok", Code.OVER_LIMIT: "over_limit", Code.UNKNOWN: "unknown"}
 
@@ -21,6 +21,13 @@ class CallMetrics(Protocol):
 
     def limiter_answers(self, endpoint: str, /) -> Mapping[Method, dict[Result, int]]:
         """Where to count answers that were there at once."""
+
+
+def metered(limiter: Limiter, endpoint: str, metrics: CallMetrics) -> Limiter:
+    """`limiter`, counted and timed; one that is Refunding still is."""
+    if isinstance(limiter, Refunding):
+        return MeteredRefunding(limiter, endpoint, metrics)
+    return MeteredLimiter(limiter, endpoint, metrics)
 
 
 class MeteredLimiter:
@@ -70,3 +77,22 @@ class MeteredLimiter:
             raise
         self._metrics.limiter_call(self._endpoint, method, _RESULTS[decision.code], perf_counter() - started)
         return decision
+
+
+class MeteredRefunding(MeteredLimiter):
+    """The same of a limiter that can give back."""
+
+    __slots__ = ("_refund", "_refunds")
+
+    def __init__(self, limiter: Refunding, endpoint: str, metrics: CallMetrics) -> None:
+        super().__init__(limiter, endpoint, metrics)
+        self._refund = limiter.refund
+        self._refunds = metrics.limiter_answers(endpoint)["refund"]
+
+    def refund(self, query: Query, metadata: Metadata = (), age: float = 0.0) -> Answer:
+        """As the limiter's."""
+        answer = self._refund(query, metadata, age)
+        if not isinstance(answer, Decision):
+            return self._timed("refund", answer)
+        self._refunds[_RESULTS[answer.code]] += 1
+        return answer

@@ -12,6 +12,7 @@ from hashlib import sha256
 from extproc.limiter.limits import CompiledLimit, Values
 from extproc.limiter.redis_link import slot_of
 from extproc.limiter.redis_script import MAX_MILLISECONDS
+from extproc.limiter.windows import OPENED
 
 SLACK = 60.0
 """Seconds for which a counter of a calendar window outlives it: the clocks of servers differ."""
@@ -39,6 +40,19 @@ class CounterKeys:
         if self.limit.window.period(wall):
             return int((self.limit.window.ends_in(wall) + SLACK) * 1000)
         return self._milliseconds
+
+    def length(self, wall: float) -> int:
+        """The same as the script is told it; of a bucket less than nothing: microseconds in which it fills."""
+        return -1_000_000 * self.limit.window.seconds if self.limit.steady else self.milliseconds(wall)
+
+    def newest(self, age: float) -> int:
+        """The milliseconds that a window may have left at most which was open `age` seconds ago.
+
+        One of the calendar has its key.
+        """
+        if self.limit.window.period(0.0):
+            return MAX_MILLISECONDS
+        return self._milliseconds - int((age - OPENED) * 1000)
 
     def values(self, key: bytes, wall: float) -> Values | None:
         """The inverse of `key`; None for what is not a key of this limit, or one of another period."""

@@ -8,6 +8,7 @@ from math import inf
 from typing import NamedTuple
 
 from extproc.limiter.embedded import Counter
+from extproc.limiter.gcra import Pace
 from extproc.limiter.limits import CompiledLimit, LimitSet, Touched
 from extproc.limiter.redis_keys import CounterKeys
 from extproc.limiter.redis_scan import scan
@@ -17,6 +18,8 @@ from extproc.limiter.redis_wire import Argument, RedisError
 from extproc.limiter.seam import Answer, Code, Decision, Limiter, LimiterError, Metadata, Query, Quota
 from extproc.limiter.tally import Tally
 
+_OLDEST = 1e10
+"""Seconds, some 300 years: what is older is as good as that."""
 _OK = Decision(Code.OK)
 _UNLIMITED = Decision(Code.OK, unlimited=True)
 _UNKNOWN = Decision(Code.UNKNOWN)
@@ -26,8 +29,8 @@ class RedisLimiter:
     """The embedded limiter's semantics, with counters in `store`: one atomic round trip a call.
 
     It is asked through a `view`, which has the deadline of its calls. `wall` gives seconds since 1970, which calendars
-    go by; other windows go by the clock of Redis. `tells_quotas` has allowed decisions tell what remains too. `tally`
-    counts the calls that were answered.
+    go by; other windows and buckets go by the clock of Redis. `tells_quotas` has allowed decisions tell what remains
+    too. `tally` counts the calls that were answered.
     """
 
     def __init__(self, store: RedisStore, limits: LimitSet, wall: Callable[[], float] = time.time) -> None:
@@ -54,21 +57,27 @@ class RedisLimiter:
         except RedisError as error:
             raise LimiterError("unreachable", self._store.masked(str(error))) from None
 
-    def ask(self, mode: Mode, query: Query, hits: int, timeout: float) -> Answer:
-        """Run the script for `hits`; what it gives back raises LimiterError when awaited."""
+    def ask(self, mode: Mode, query: Query, hits: int, timeout: float, age: float = 0.0) -> Answer:
+        """Run the script for `hits`, of which a refund takes those that were counted `age` seconds ago.
+
+        What it gives back raises LimiterError when awaited.
+        """
         if not query.domain:
             return _UNKNOWN
         touched = self._limits.counters(query.domain, query.descriptors)
         asked = _Asked(self, mode, query.domain, touched, hits, self._wall())
         if not touched:
             return asked.decision(())
+        counted = asked.wall - age
         keys: list[bytes] = []
         arguments: list[Argument] = [mode, hits]
+        tells = mode != "check" or any(limit.steady for limit, _ in touched)
         for limit, values in touched:
             counter = self._keys[limit]
-            keys.append(counter.key(values, asked.wall))
-            if mode != "check":
-                arguments += (counter.milliseconds(asked.wall), limit.max_value)
+            keys.append(counter.key(values, counted))
+            if tells:
+                newest = mode == "refund" and not limit.steady
+                arguments += (counter.length(counted), counter.newest(age) if newest else limit.max_value)
         call = Call(keys, arguments, counter.slot, asked.decision, self._store.unread, timeout)
         self._store.send(call)
         return call.answer
@@ -95,6 +104,12 @@ class _View:
         """Add the hits unless that would exceed a limit: then nothing is added. 0 counts as 1."""
         return self._ask("both", query, query.hits_addend or 1, self._timeout)
 
+    def refund(self, query: Query, metadata: Metadata = (), age: float = 0.0) -> Answer:
+        """As Refunding's. The tally of hits does not fall."""
+        if not query.hits_addend and query.domain:
+            return _OK
+        return self._ask("refund", query, query.hits_addend, self._timeout, min(max(0.0, age), _OLDEST))
+
 
 class _Asked(NamedTuple):
     """What was asked, by which the answer is read."""
@@ -115,9 +130,12 @@ class _Asked(NamedTuple):
         found = tuple(zip(self.touched, counts[::2], counts[1::2], strict=True))
         if self.mode == "report":
             tally.counted(self.domain, self.hits)
+        if self.mode in ("report", "refund"):
             return _OK
         refusing = [
-            self._quota(limit, used, left) for (limit, _), used, left in found if used + self.hits > limit.max_value
+            self._quota(limit, used, left, self.hits)
+            for (limit, _), used, left in found
+            if used + self.hits > limit.max_value
         ]
         if refusing:
             refusing.sort(key=lambda quota: quota.resets_in, reverse=True)
@@ -132,16 +150,25 @@ class _Asked(NamedTuple):
             return _UNLIMITED
         if not self.limiter.tells_quotas:
             return _OK
-        quotas = [self._quota(limit, used + added, left) for (limit, _), used, left in found]
+        quotas = [self._quota(limit, used + added, left, 0) for (limit, _), used, left in found]
         quotas.sort(key=lambda quota: quota.remaining)
         return Decision(Code.OK, quotas=tuple(quotas))
 
-    def _quota(self, limit: CompiledLimit, used: int, left: int) -> Quota:
-        """`left` is the milliseconds of a counter that exists, which say nothing of a calendar."""
-        if self.hits > limit.max_value:
+    def _quota(self, limit: CompiledLimit, used: int, left: int, hits: int) -> Quota:
+        """What is left to a call whose `hits` do not fit; 0 to one that was allowed.
+
+        `left` is what the script says of a counter, before this call. Of a window's it says nothing of a calendar.
+        """
+        maximum, window = limit.max_value, limit.window
+        if hits > maximum:
             resets_in = inf
-        elif left < 0 or limit.window.period(self.wall):
-            resets_in = limit.window.ends_in(self.wall)
+        elif limit.steady:
+            pace = Pace(maximum, window.seconds)
+            missing = used - maximum + (hits or maximum)
+            first = left / 1000 if left > 0 else pace.takes(1)
+            resets_in = first + pace.takes(missing - 1) if missing else 0.0
+        elif left < 0 or window.period(self.wall):
+            resets_in = window.ends_in(self.wall)
         else:
             resets_in = left / 1000
-        return Quota(limit.label, limit.max_value, max(0, limit.max_value - used), resets_in, limit.window.seconds)
+        return Quota(limit.label, maximum, max(0, maximum - used), resets_in, window.seconds)

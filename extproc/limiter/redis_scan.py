@@ -10,13 +10,15 @@ from heapq import nlargest
 from typing import NamedTuple
 
 from extproc.limiter.embedded import Counter
-from extproc.limiter.limits import Values
+from extproc.limiter.gcra import Pace, whole
+from extproc.limiter.limits import CompiledLimit, Values
 from extproc.limiter.redis_keys import CounterKeys, head_of
 from extproc.limiter.redis_wire import RedisError, Reply, Wire
 
 SCANNED = 20_000
 """Counters that are looked at, at most."""
 _COUNT = re.compile(rb"[0-9]{1,16}")
+_BUCKET = re.compile(rb"([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?) ([0-9]{1,16})")
 _STEPS = 800
 _STEP = 250
 """Keys at a time: about a millisecond, in which we, or Redis, do nothing else."""
@@ -73,14 +75,35 @@ async def _read(
     by_slot: dict[int, list[bytes]] = {}
     for key in keys:
         by_slot.setdefault(known[head_of(key, prefix)].slot, []).append(key)
+    now = await _time(wire) if any(known[head_of(key, prefix)].limit.steady for key in keys) else 0.0
     found = []
     for together in by_slot.values():
-        for key, used in zip(together, await wire.ask("MGET", *together), strict=True):
+        for key, value in zip(together, await wire.ask("MGET", *together), strict=True):
             counter = known[head_of(key, prefix)]
             values = counter.values(key, wall)
-            if values is not None and used is not None and _COUNT.fullmatch(used):
-                found.append(_Found(wire, key, counter, values, int(used)))
+            used = _used(counter.limit, value, now) if value is not None else None
+            if values is not None and used is not None:
+                found.append(_Found(wire, key, counter, values, used))
     return found
+
+
+def _used(limit: CompiledLimit, value: bytes, now: float) -> int | None:
+    """The hits of a counter at `now`, in seconds of Redis' clock; None of what is none."""
+    if not limit.steady:
+        return int(value) if _COUNT.fullmatch(value) else None
+    bucket = _BUCKET.fullmatch(value)
+    if bucket is None:
+        return None
+    taken, at = map(float, bucket.groups())
+    return whole(Pace(limit.max_value, limit.window.seconds).left(taken, now - at / 1e6))
+
+
+async def _time(wire: Wire) -> float:
+    match await wire.ask("TIME"):
+        case [bytes(seconds), bytes(microseconds)]:
+            return int(seconds) + int(microseconds) / 1e6
+        case _:
+            raise RedisError("TIME was answered with something else")
 
 
 async def _counter(found: _Found, wall: float) -> Counter:

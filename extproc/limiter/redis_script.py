@@ -7,23 +7,30 @@ from collections.abc import Callable, Sequence
 from hashlib import sha1
 from typing import Literal
 
+from extproc.limiter.gcra import MOST, TOLERANCE
 from extproc.limiter.redis_wire import Argument, Reply, packed
 from extproc.limiter.seam import Decision, LimiterError, Reason
 
-MAX_COUNT = 2**53 - 1
+MAX_COUNT = MOST
 """Counts stop here: what Lua can tell apart."""
 MAX_MILLISECONDS = 10**15
 """The longest window, some 30,000 years: what Redis can add to a clock."""
 MAX_SENT = 4
 """How often one call is sent at most: a script that is not there, a slot that moves."""
 
-Mode = Literal["check", "report", "both"]
+Mode = Literal["check", "report", "both", "refund"]
 
 SCRIPT = f"""\
--- extproc: KEYS are counters; ARGV is the mode, the hits, then for every counter its window in milliseconds and its
--- maximum. The answer is the hits of every counter before this call, and the milliseconds left to it: -2 when there
--- was no such counter. It is the number of the first key that is no counter, when there is one; then nothing is done.
-local answer = {{}}
+-- extproc: KEYS are counters; ARGV is the mode, the hits, then two numbers for every counter; a check of windows alone
+-- has none of these.
+--   of a window   its milliseconds and its maximum; of a refund the milliseconds that it may have left at most
+--   of a bucket   less than nothing: the microseconds in which it fills; its maximum
+-- A window is its hits, and expires. A bucket is the hits that are taken and when that was, in microseconds of TIME; it
+-- expires when it is full.
+-- The answer is the hits of every counter before this call, and the milliseconds left: to a window; of a bucket until
+-- one hit less is taken; -2 when there was no such counter. It is the number of the first key that is no counter, when
+-- there is one; then nothing is done.
+local answer, taken, pace, now = {{}}, {{}}, {{}}, nil
 for i, key in ipairs(KEYS) do
   local value = redis.pcall('GET', key)
   local used, left = 0, -2
@@ -31,7 +38,23 @@ for i, key in ipairs(KEYS) do
     if string.find(value.err, 'WRONGTYPE', 1, true) then return i end
     return value
   end
-  if value then
+  local length = tonumber(ARGV[1 + 2 * i] or 0)
+  if length < 0 then
+    if not now then
+      local time = redis.call('TIME')
+      now = time[1] * 1000000 + time[2]
+    end
+    pace[i] = tonumber(ARGV[2 + 2 * i]) / -length
+    taken[i] = 0
+    if value then
+      local was, at = string.match(value, '^(%d[%d.e-]*) (%d+)$')
+      was, at = tonumber(was or ''), tonumber(at or '')
+      if not was or was > {MAX_COUNT} or at > {MAX_COUNT} then return i end
+      taken[i] = math.max(0, was - math.max(0, now - at) * pace[i])
+      used = math.max(0, math.ceil(taken[i] - {TOLERANCE!r}))
+      left = used > 0 and math.ceil(math.min((taken[i] - used + 1) / pace[i] / 1000, {MAX_MILLISECONDS})) or 0
+    end
+  elseif value then
     used = (value == '0' or string.match(value, '^[1-9]%d*$')) and tonumber(value)
     if not used or used > {MAX_COUNT} then return i end
     left = redis.call('PTTL', key)
@@ -47,8 +70,21 @@ if mode == 'both' then
   end
 end
 for i, key in ipairs(KEYS) do
-  redis.call('INCRBY', key, math.min(hits, {MAX_COUNT} - answer[2 * i - 1]))
-  if answer[2 * i] < 0 then redis.call('PEXPIRE', key, ARGV[1 + 2 * i]) end
+  local used, left = answer[2 * i - 1], answer[2 * i]
+  if pace[i] then
+    local missing = mode == 'refund' and math.max(0, taken[i] - hits) or math.min(taken[i] + hits, {MAX_COUNT})
+    if missing == 0 then
+      redis.call('DEL', key)
+    elseif pace[i] > 0 then
+      local full = math.ceil(math.min(missing / pace[i] / 1000, {MAX_MILLISECONDS}))
+      redis.call('SET', key, string.format('%.17g %.0f', missing, now), 'PX', full)
+    end
+  elseif mode == 'refund' then
+    if used > 0 and left <= tonumber(ARGV[2 + 2 * i]) then redis.call('DECRBY', key, math.min(hits, used)) end
+  else
+    redis.call('INCRBY', key, math.min(hits, {MAX_COUNT} - used))
+    if left < 0 then redis.call('PEXPIRE', key, ARGV[1 + 2 * i]) end
+  end
 end
 return answer
 """

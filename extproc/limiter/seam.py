@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 Entry = tuple[str, str]
 Descriptor = tuple[Entry, ...]
@@ -43,7 +43,8 @@ class Quota(NamedTuple):
     """One limit as a call found it.
 
     `remaining` hits until `resets_in` seconds from now; `window` is its length in seconds, of a calendar window its
-    usual one. `limit` is its name, "" when it has none.
+    usual one. `limit` is its name, "" when it has none. A bucket does not start anew: `resets_in` is until it has what
+    a refused call asked for, else until it is full, and `window` is how long it takes to fill.
     """
 
     limit: str
@@ -103,3 +104,16 @@ class Limiter(Protocol):
 
     def should_rate_limit(self, query: Query, metadata: Metadata = ()) -> Answer:
         """Check for `query.hits_addend` hits and add them unless a limit would be exceeded."""
+
+
+@runtime_checkable
+class Refunding(Limiter, Protocol):
+    """A limiter that can give back what it has counted. Those behind gRPC cannot: there hits are unsigned."""
+
+    def refund(self, query: Query, metadata: Metadata = (), age: float = 0.0) -> Answer:
+        """Take `query.hits_addend` hits off every matching counter, of which none falls below 0; 0 are none.
+
+        `age` is for how many seconds the answer to the call that counted them has been there: a window that began
+        since then keeps what it has, for it never had those hits. Only one that began between that call and its answer,
+        or on the way of this call, is taken for the one that counted.
+        """

@@ -22,6 +22,9 @@ NOMINAL: Final[dict[CalendarUnit, int]] = {
 }
 """Seconds of a calendar unit, as it usually is."""
 
+OPENED: Final = 0.001
+"""Seconds that two clocks may differ about the first hit of a window."""
+
 _LAST = 253_000_000_000.0
 """In the year 9987. A clock that shows anything beyond is wrong, and soon after there are no dates."""
 
@@ -29,7 +32,7 @@ _LAST = 253_000_000_000.0
 class Window(Protocol):
     """The length of a limit's windows. One that is opened ends by itself, whatever a clock does meanwhile.
 
-    `str(window)` tells it from all others: "60 s", "day in Europe/Berlin".
+    `str(window)` tells it from all others: "60 s", "60 s (gcra)", "day in Europe/Berlin".
     """
 
     @property
@@ -41,6 +44,9 @@ class Window(Protocol):
 
     def period(self, wall: float) -> str:
         """The calendar's period at `wall`, as `2026-11-21T0000+0100`: when it began. "" of a fixed window."""
+
+    def was_open(self, left: float, age: float, wall: float) -> bool:
+        """Whether a window with so many seconds left was open `age` seconds before `wall`, which is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,34 @@ class FixedWindow:
         """As Window's."""
         return ""
 
+    def was_open(self, left: float, age: float, wall: float) -> bool:
+        """As Window's."""
+        return age <= self.seconds - left + OPENED
+
     def __str__(self) -> str:
         return f"{self.seconds} s"
+
+
+@dataclass(frozen=True, slots=True)
+class SteadyRefill:
+    """No windows: a bucket, which is full `seconds` after it was empty, and never starts anew."""
+
+    seconds: int
+
+    def ends_in(self, wall: float) -> float:
+        """As Window's, of an empty bucket."""
+        return float(self.seconds)
+
+    def period(self, wall: float) -> str:
+        """As Window's: none."""
+        return ""
+
+    def was_open(self, left: float, age: float, wall: float) -> bool:
+        """As Window's: always."""
+        return True
+
+    def __str__(self) -> str:
+        return f"{self.seconds} s (gcra)"
 
 
 class CalendarWindow:
@@ -85,6 +117,10 @@ class CalendarWindow:
     def period(self, wall: float) -> str:
         """As Window's."""
         return self._period(_sane(wall)).label
+
+    def was_open(self, left: float, age: float, wall: float) -> bool:
+        """As Window's: whether it belongs to the same period."""
+        return self.period(wall - age) == self.period(wall)
 
     def __str__(self) -> str:
         return f"{self.unit} in {self.time_zone}"
@@ -150,7 +186,7 @@ def window_of(limit: Limit) -> Window:
         except ValueError as error:
             raise ValueError(f"time_zone: {error}") from None
     assert limit.seconds is not None
-    return FixedWindow(limit.seconds)
+    return SteadyRefill(limit.seconds) if limit.algorithm == "gcra" else FixedWindow(limit.seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ from extproc.plan.bodies import BodyValues
 from extproc.plan.sight import ActionFailure, Condition, Sight, all_true
 
 Call = Literal["check", "report", "should_rate_limit"]
+Ask = Callable[[Query, Metadata], Answer]
+Refund = Callable[[Query, Metadata, float], Answer]
+"""Its third argument is how long ago it was charged, in seconds."""
 
 
 class Phase(IntEnum):
@@ -35,9 +38,17 @@ class Service:
 
     name: str
     call: Call
-    ask: Callable[[Query, Metadata], Answer]
+    ask: Ask
     """The limiter's method for `call`."""
     denies_on_failure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Precharge:
+    """Charging the prompt when it is only asked whether there is room; `refund` gives back, where that is possible."""
+
+    charge: Ask
+    refund: Refund | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +174,7 @@ class Action:
     domain: str | Expression | None
     hits: int | Expression
     labels: tuple[Item, ...]
+    precharge: Precharge | None = None
 
     def form(self, sight: Sight) -> Form | None:
         """What to ask but for its values, None when the action does not apply. Raises ActionFailure.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,17 +15,20 @@ from extproc.config.errors import ConfigError, Problem
 from extproc.config.fields import DialectName
 from extproc.config.model import Action as ActionConfig
 from extproc.config.model import ActionSet as ActionSetConfig
-from extproc.config.model import Config, Data, DenyWith, Fixed
+from extproc.config.model import Config, Data, DenyWith, Fixed, RouteRuleConditions
 from extproc.config.model import Service as ServiceConfig
+from extproc.config.prompts import Precharge as PrechargeConfig
 from extproc.expressions import Expression, ExpressionError, PointerCall, text_of
 from extproc.expressions.functions import LIBRARY
 from extproc.expressions.lookup import NotThere
 from extproc.facts import RequestFacts
+from extproc.guards.guard import Guard
 from extproc.identity.seam import Authenticator
-from extproc.limiter.seam import MAX_HITS, Limiter
-from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Item, Phase, Service, hits_of
-from extproc.plan.attributes import KNOWN, ROOTS, USAGE
+from extproc.limiter.seam import MAX_HITS, Limiter, Refunding
+from extproc.plan.action import Action, AuthAction, AuthService, Block, Call, Item, Phase, Precharge, Service, hits_of
 from extproc.plan.bodies import BodyValues
+from extproc.plan.compile_guards import compile_guards
+from extproc.plan.compile_routing import compile_routing
 from extproc.plan.hosts import HostTable
 from extproc.plan.labels import Labels
 from extproc.plan.memo import Memo
@@ -34,12 +36,13 @@ from extproc.plan.needs import expressions_of, names_body, phase_of, pointers_of
 from extproc.plan.outcomes import fingerprint, outcomes_memo
 from extproc.plan.plan import ActionSet, Plan, Route
 from extproc.plan.sight import ActionFailure, Condition, Sight, all_true
+from extproc.plan.sources import Sources
 from extproc.plan.usage_requests import UsageRequests
+from extproc.providers.choice import Choice
 from extproc.refusals import Refusals
 from extproc.usage.dialects import DIALECTS
 from extproc.usage.meter import Meter, MissingUsage
 from extproc.usage.prices import Price, Prices
-from extproc.usage.usage import Usage
 
 DOMAIN = "ratelimit.domain"
 HITS_ADDEND = "ratelimit.hits_addend"
@@ -48,12 +51,12 @@ _CALLS: dict[str, Call] = {
     "ratelimit-check": "check",
     "ratelimit-report": "report",
 }
-_TYPES = frozenset({"bool", "bytes", "double", "dyn", "int", "list", "map", "null_type", "string", "type", "uint"})
-_PATH = re.compile(r"""\brequest\s*(?:\.\s*path\b|\[\s*["']path["']\s*\])""")
-_SAFE_PATH = re.compile(_PATH.pattern + r"\s*\)*\s*\.\s*(?:startsWith|contains)\s*\(")
-_HOST = re.compile(r"""\brequest\s*\.\s*host\b(?!\s*\.\s*(?:lowerAscii|startsWith|contains))""")
+_BARE = ActionSetConfig(name="", route_rule_conditions=RouteRuleConditions(hostnames=["*"]), actions=[])
 _REQUEST_MODEL = Shape("request", opening=b"(?!)", needles=(), counts=(), models=("/model",))
 """Of a request the model that it names is wanted, whatever the dialect."""
+
+
+_Compilable = AuthAction | Action | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,9 @@ class Peers:
 
     limiter: Callable[[ServiceConfig], Limiter]
     authenticator: Callable[[ServiceConfig], Authenticator]
+    guards: Sequence[Guard] = ()
+    choice: Choice | None = None
+    """None without providers."""
 
 
 def compile_plan(config: Config, peers: Peers) -> Compiled:
@@ -80,12 +86,12 @@ def compile_plan(config: Config, peers: Peers) -> Compiled:
 class _Compiler:
     def __init__(self, config: Config, peers: Peers) -> None:
         self._config = config
-        self._problems: list[Problem] = []
-        self._warnings: list[Problem] = []
+        self.sources = Sources(config.prices)
+        self._limiters = {
+            name: peers.limiter(service) for name, service in config.services.items() if service.type in _CALLS
+        }
         self._services = {
-            name: _service(name, service, peers.limiter(service))
-            for name, service in config.services.items()
-            if service.type in _CALLS
+            name: _service(name, config.services[name], limiter) for name, limiter in self._limiters.items()
         }
         self._auth_services = {
             name: AuthService(name, peers.authenticator(service).authenticate, service.failure_mode == "deny")
@@ -93,6 +99,8 @@ class _Compiler:
             if service.type == "auth"
         }
         self._labels = self._request_data()
+        self._peers = peers
+        self._guards = compile_guards(config.guards, peers.guards, self._services, self.sources)
 
     def run(self) -> Compiled:
         by_host: dict[str, list[ActionSet]] = {}
@@ -103,8 +111,11 @@ class _Compiler:
             for hostname in dict.fromkeys(name.lower() for name in action_set.route_rule_conditions.hostnames):
                 by_host.setdefault(hostname, []).append(compiled)
         labels = self._metric_labels()
-        if self._problems:
-            raise ConfigError(self._problems)
+        choice = self._peers.choice
+        routing = None if choice is None else compile_routing(self._config, choice, self.sources, self._prompt_service)
+        bare = self._action_set(_BARE, "")
+        if self.sources.problems:
+            raise ConfigError(self.sources.problems)
         plan = Plan(
             action_sets=tuple(action_sets),
             hosts=HostTable({host: _route(host, sets) for host, sets in by_host.items()}),
@@ -114,6 +125,9 @@ class _Compiler:
             metered_methods=frozenset(method.upper().encode() for method in self._config.metered_methods),
             charge_errors=self._config.charge_errors,
             strip_accept_encoding=self._config.strip_accept_encoding,
+            routing=routing,
+            guards=self._guards,
+            bare=bare,
             no_match=None
             if self._config.on_no_match == "allow"
             else _refusals(self._config.deny_with, tells_limits=False),
@@ -122,22 +136,25 @@ class _Compiler:
             buffer=self._config.bodies.buffer,
             request_id_header=self._config.observability.http_header_identifier,
         )
-        return Compiled(plan, tuple(self._warnings))
+        return Compiled(plan, tuple(self.sources.warnings))
 
     def _action_set(self, config: ActionSetConfig, path: str) -> ActionSet:
         conditions = config.route_rule_conditions
-        predicates = self._predicates(conditions.predicates, f"{path}.routeRuleConditions.predicates")
+        predicates = self.sources.predicates(conditions.predicates, f"{path}.routeRuleConditions.predicates")
         if any(phase_of(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
-            self._problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
-        self._bypass(predicates, f"{path}.routeRuleConditions.predicates")
+            self.sources.problem(f"{path}.routeRuleConditions.predicates", "a route is chosen before any body is known")
+        self.sources.bypass(predicates, f"{path}.routeRuleConditions.predicates")
         actions = [self._any_action(i, action, f"{path}.actions[{i}]") for i, action in enumerate(config.actions)]
+        precharge = config.precharge or self._config.precharge
+        if precharge.charge == "prompt":
+            actions = [self._precharging(action, precharge) for action in actions]
         known = _in_order(action for action in actions if action is not None)
         auth = tuple(action for action in known if isinstance(action, AuthAction))
         limits = [action for action in known if isinstance(action, Action)]
         request = [action for action in limits if action.phase is not Phase.RESPONSE]
         response = [action for action in limits if action.phase is Phase.RESPONSE]
         if auth and known[: len(auth)] != list(auth):
-            self._warn(f"{path}.actions", "who calls is found out first, whatever the order of the actions")
+            self.sources.warn(f"{path}.actions", "who calls is found out first, whatever the order of the actions")
         expressions = [
             *(predicate.expression for action in auth for predicate in action.predicates),
             *(e for action in limits for e in expressions_of(action)),
@@ -146,6 +163,10 @@ class _Compiler:
         raw_body = any(names_body(expression) for expression in expressions)
         checks_model = any(action.checks_model for action in auth)
         scope = scope_of(expressions)
+        guards_answers = any(guard.answers is not None for guard in self._config.guards.values())
+        meters = bool(response) or guards_answers or (config.routed and bool(self._config.providers))
+        charges_prompt = any(action.precharge is not None for action in request)
+        needs_body = charges_prompt or checks_model or raw_body
         denies = (config.on_no_limit or self._config.on_no_limit) == "deny"
         return ActionSet(
             name=config.name,
@@ -157,13 +178,18 @@ class _Compiler:
             request_actions=tuple(request),
             before_body=sum(action.phase is Phase.REQUEST_HEADERS for action in request),
             response_actions=tuple(response),
-            request_reader=self._request_reader(calls, needed=raw_body or checks_model, reports=bool(response)),
-            response_reader=self._response_reader(calls, config.dialect) if response else None,
-            decides_on_body=checks_model or raw_body or any(call.body == "request" for call in calls),
+            request_reader=self._request_reader(
+                calls, needed=raw_body or checks_model or charges_prompt, reports=meters
+            ),
+            response_reader=self._response_reader(calls, config.dialect) if meters else None,
+            response_readers=self._response_readers(calls) if meters else {},
+            decides_on_body=needs_body or any(call.body == "request" for call in calls),
             checks_model=checks_model,
             denies_without_limit=denies and any(action.service.call != "report" for action in request),
-            include_usage=self._usage_requests() if response else None,
-            reads_prompts=bool(response) and self._estimates and self._config.estimates.prompt == "text",
+            include_usage=self._usage_requests() if meters else None,
+            guards=tuple(self._guards.by_name[name] for name in config.guards),
+            routed=config.routed,
+            reads_prompts=meters and self._estimates and self._config.estimates.prompt == "text",
             refusals=_refusals(
                 config.deny_with or self._config.deny_with, tells_limits=self._config.rate_limit_headers != "none"
             ),
@@ -177,7 +203,8 @@ class _Compiler:
         self, calls: Sequence[PointerCall], *, needed: bool, reports: bool
     ) -> RequestReaderFactory | None:
         pointers = pointers_of(calls, "request")
-        if not (pointers or needed or (reports and self._config.include_usage.enabled)):
+        looks = bool(self._config.guards or self._config.providers)
+        if not (pointers or needed or looks or (reports and self._config.include_usage.enabled)):
             return None
         wanted = Wanted(pointers, (_REQUEST_MODEL,), count_text=False)
         return RequestReaderFactory(wanted, self._config.bodies.message)
@@ -190,6 +217,28 @@ class _Compiler:
         wanted = Wanted(pointers_of(calls, "response"), shapes, keep_text=keep_text)
         return ReaderFactory(wanted, self._limits())
 
+    def _response_readers(self, calls: Sequence[PointerCall]) -> dict[DialectName, ReaderFactory]:
+        """For providers whose dialect is known."""
+        dialects = {each.dialect for each in self._config.providers if each.dialect is not None}
+        return {dialect: self._response_reader(calls, dialect) for dialect in dialects}
+
+    def _prompt_service(self, name: str | None) -> Service:
+        if name is not None:
+            return self._services[name]
+        embedded = ServiceConfig(type="ratelimit", endpoint="embedded")
+        return _service("embedded", embedded, self._peers.limiter(embedded))
+
+    def _precharging(
+        self, action: AuthAction | Action | None, precharge: PrechargeConfig
+    ) -> AuthAction | Action | None:
+        """A check that charges the prompt when the body is there."""
+        if not isinstance(action, Action) or action.service.call != "check" or action.phase is Phase.RESPONSE:
+            return action
+        limiter = self._limiters[action.service.name]
+        refund = limiter.refund if precharge.on_failure == "refund" and isinstance(limiter, Refunding) else None
+        charging = Precharge(limiter.should_rate_limit, refund)
+        return replace(action, phase=Phase.REQUEST_BODY, precharge=charging)
+
     def _limits(self) -> BodyLimits:
         bodies = self._config.bodies
         return BodyLimits(bodies.json_buffer, bodies.sse_event, bodies.decoded)
@@ -198,21 +247,19 @@ class _Compiler:
         asked = self._config.include_usage
         if not asked.enabled:
             return None
-        return UsageRequests(
-            asked.paths, asked.except_hosts, asked.except_models, strip=asked.strip
-        )
+        return UsageRequests(asked.paths, asked.except_hosts, asked.except_models, strip=asked.strip)
 
     def _any_action(self, index: int, config: ActionConfig, path: str) -> AuthAction | Action | None:
         service = self._auth_services.get(config.service)
         return self._action(index, config, path) if service is None else self._auth(index, service, config, path)
 
     def _auth(self, index: int, service: AuthService, config: ActionConfig, path: str) -> AuthAction:
-        predicates = self._predicates(config.predicates, f"{path}.predicates")
-        self._bypass(predicates, f"{path}.predicates")
+        predicates = self.sources.predicates(config.predicates, f"{path}.predicates")
+        self.sources.bypass(predicates, f"{path}.predicates")
         if any(phase_of(predicate) is not Phase.REQUEST_HEADERS for predicate in predicates):
-            self._problem(f"{path}.predicates", "who calls is found out before any body is known")
+            self.sources.problem(f"{path}.predicates", "who calls is found out before any body is known")
         if config.conditional_data:
-            self._problem(f"{path}.conditionalData", "an `auth` service is sent no descriptors")
+            self.sources.problem(f"{path}.conditionalData", "an `auth` service is sent no descriptors")
         endpoint = self._config.endpoints[self._config.services[service.name].endpoint]
         rules = self._config.auth_configs.get(config.scope) if endpoint.embedded else None
         conditions = tuple(map(Condition.of, predicates))
@@ -220,7 +267,7 @@ class _Compiler:
 
     def _action(self, index: int, config: ActionConfig, path: str) -> Action | None:
         service = self._services.get(config.service)
-        predicates = self._predicates(config.predicates, f"{path}.predicates")
+        predicates = self.sources.predicates(config.predicates, f"{path}.predicates")
         blocks: list[Block] = []
         special: dict[str, str | Expression] = {}
         for i, block in enumerate(config.conditional_data):
@@ -236,12 +283,12 @@ class _Compiler:
                     special.setdefault(key, value)
                 else:
                     items.append(Item.of(key, value))
-            conditions = self._predicates(block.predicates, f"{path}.conditionalData[{i}].predicates")
-            self._bypass(conditions, f"{path}.conditionalData[{i}].predicates")
+            conditions = self.sources.predicates(block.predicates, f"{path}.conditionalData[{i}].predicates")
+            self.sources.bypass(conditions, f"{path}.conditionalData[{i}].predicates")
             blocks.append(Block(tuple(map(Condition.of, conditions)), tuple(items)))
         if service is None:
             return None
-        self._bypass(predicates, f"{path}.predicates")
+        self.sources.bypass(predicates, f"{path}.predicates")
         domain, hits = special.get(DOMAIN), _hits(special.get(HITS_ADDEND, "1"))
         labels = tuple(
             item
@@ -250,7 +297,7 @@ class _Compiler:
             or not (isinstance(item.value, Expression) and phase_of(item.value) is Phase.RESPONSE)
         )
         if domain is None and not config.scope:
-            self._problem(f"{path}.scope", "must not be empty: it is the domain of the call")
+            self.sources.problem(f"{path}.scope", "must not be empty: it is the domain of the call")
         action = Action(
             index,
             service,
@@ -264,30 +311,34 @@ class _Compiler:
         )
         phase = max((phase_of(expression) for expression in expressions_of(action)), default=Phase.REQUEST_HEADERS)
         if phase is Phase.RESPONSE and service.call != "report":
-            self._warn(path, f"`{config.service}` needs the answer of the model, so it counts but can deny nothing")
+            self.sources.warn(
+                path, f"`{config.service}` needs the answer of the model, so it counts but can deny nothing"
+            )
         return replace(action, phase=phase)
 
     def _entry_value(self, data: Data, path: str) -> str | Expression | None:
         """The value of an entry; an expression that depends on nothing is evaluated now."""
         if data.expression is None:
             return data.item.value
-        expression = self._value(data.item.value, f"{path}.expression.value")
+        expression = self.sources.value(data.item.value, f"{path}.expression.value")
         special = data.item.key in (DOMAIN, HITS_ADDEND)
         if expression is not None:
-            self._constants([expression], f"{path}.expression.value", predicate=False)
+            self.sources.constants([expression], f"{path}.expression.value", predicate=False)
         return expression if expression is None or special else _folded(expression)
 
     def _static(self, key: str, value: str, path: str) -> None:
         if key == DOMAIN and not value:
-            self._problem(path, "`ratelimit.domain` must not be empty")
+            self.sources.problem(path, "`ratelimit.domain` must not be empty")
         if key == HITS_ADDEND and not (value.isascii() and value.isdecimal() and int(value) <= MAX_HITS):
-            self._problem(path, f"`ratelimit.hits_addend` is a whole number from 0 to {MAX_HITS}, found `{value}`")
+            self.sources.problem(
+                path, f"`ratelimit.hits_addend` is a whole number from 0 to {MAX_HITS}, found `{value}`"
+            )
 
     def _request_data(self) -> tuple[Item, ...]:
         """The second descriptor: sorted, keys without the `metrics.labels.` prefix (wasm-shim)."""
         found: list[tuple[str, str, Item]] = []
         for key, source in self._config.request_data.items():
-            value = self._value(source, f"requestData.{key}")
+            value = self.sources.value(source, f"requestData.{key}")
             domain, _, field = key.rpartition(".")
             if value is not None:
                 name = field if domain in ("", "metrics.labels") else key
@@ -299,83 +350,11 @@ class _Compiler:
         labels: dict[str, list[Expression]] = {}
         for name, candidates in self._config.metrics.labels.items():
             path = f"metrics.labels.{name}"
-            found = [self._value(source, f"{path}[{i}]") for i, source in enumerate(candidates)]
+            found = [self.sources.value(source, f"{path}[{i}]") for i, source in enumerate(candidates)]
             labels[name] = [expression for expression in found if expression is not None]
             if any(phase_of(expression) is not Phase.REQUEST_HEADERS for expression in labels[name]):
-                self._problem(path, "a label is known before any body is")
+                self.sources.problem(path, "a label is known before any body is")
         return Labels(labels, lambda expression: scope_of([expression]))
-
-    def _predicates(self, sources: Sequence[str], path: str) -> tuple[Expression, ...]:
-        compiled = (self._value(source, f"{path}[{i}]") for i, source in enumerate(sources))
-        found = tuple(expression for expression in compiled if expression is not None)
-        self._constants(found, path, predicate=True)
-        return found
-
-    def _value(self, source: str, path: str) -> Expression | None:
-        try:
-            expression = Expression(source)
-        except ExpressionError as error:
-            self._problem(path, f"invalid CEL expression `{_shorten(source)}`: {error}")
-            return None
-        names = expression.variables - expression.references.locals - _TYPES
-        if unknown := names - ROOTS - {USAGE}:
-            known = ", ".join(sorted({*ROOTS, USAGE}))
-            self._problem(path, f"unknown variable `{min(unknown)}` in `{_shorten(source)}`, known are {known}")
-            return None
-        for member in expression.references.members:
-            if member[0] == USAGE and USAGE in names and len(member) > 1 and member[1] not in Usage._fields:
-                fields = ", ".join(Usage._fields)
-                self._problem(path, f"unknown field `{'.'.join(member[:2])}`, known are {fields}")
-                return None
-        for member in sorted(expression.references.members):
-            self._unknown_attribute(member, path)
-        if (USAGE, "cost") in expression.references.members and "*" not in self._config.prices:
-            self._warn(path, "`usage.cost` is null for models without a price, and what needs it fails; `*` prices all")
-        return expression
-
-    def _unknown_attribute(self, member: tuple[str, ...], path: str) -> None:
-        if len(member) > 1 and member[0] in ROOTS - {"auth", "metadata"} and member[:2] not in KNOWN:
-            name = ".".join(member[:2])
-            self._warn(path, f"`{name}` is no attribute Envoy knows; it is null unless Envoy sends one by that name")
-        if member[:2] == ("request", "headers") and len(member) > 2 and not member[2].islower():
-            self._warn(path, f"header names are lower case in `request.headers`: `{member[2]}` is never there")
-
-    def _bypass(self, predicates: Iterable[Expression], path: str) -> None:
-        """S0.D9: a query string, a port or another case is enough to escape some comparisons."""
-        for expression in predicates:
-            source = _SAFE_PATH.sub("", expression.source)
-            if _PATH.search(source):
-                self._warn(
-                    path,
-                    f"`{_shorten(expression.source)}` can be bypassed: `request.path` includes the query string, "
-                    "so a client escapes by adding `?x=1`; use `request.url_path`",
-                )
-            if _HOST.search(source):
-                self._warn(
-                    path,
-                    f"`{_shorten(expression.source)}` can be bypassed: `request.host` is as the client wrote it, with "
-                    "its case, port and trailing dot; use `hostnames`",
-                )
-
-    def _constants(self, expressions: Iterable[Expression], path: str, *, predicate: bool) -> None:
-        """Tell of expressions that depend on nothing and fail: they would fail for every request."""
-        for expression in expressions:
-            if expression.variables or expression.references.calls:
-                continue
-            try:
-                value = expression.evaluate(cel.Context(functions=dict(LIBRARY)))
-                if predicate and not isinstance(value, bool):
-                    raise ExpressionError(f"`{expression.source}`: expected a bool")
-                if not predicate:
-                    text_of(value)
-            except ExpressionError as error:
-                self._warn(path, f"always fails: {error}")
-
-    def _problem(self, path: str, message: str) -> None:
-        self._problems.append(Problem(path, message))
-
-    def _warn(self, path: str, message: str) -> None:
-        self._warnings.append(Problem(path, message))
 
 
 def _service(name: str, config: ServiceConfig, limiter: Limiter) -> Service:
@@ -447,7 +426,3 @@ def _refusals(deny: DenyWith, *, tells_limits: bool) -> Refusals:
     body = None if deny.body is None else deny.body.encode()
     headers = tuple((name.lower(), value) for name, value in deny.headers.items())
     return Refusals(deny.profile, deny.status, headers, body, tells_limits)
-
-
-def _shorten(source: str) -> str:
-    return source if len(source) <= 80 else source[:77] + "..."

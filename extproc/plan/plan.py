@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from extproc.bodies.reader import ReaderFactory
 from extproc.bodies.request_reader import RequestReaderFactory
+from extproc.config.fields import DialectName
 from extproc.limiter.seam import Query
 from extproc.plan.action import Action, AuthAction, Form
+from extproc.plan.guarding import Guards, PlannedGuard
 from extproc.plan.hosts import HostTable
 from extproc.plan.labels import Labels
 from extproc.plan.memo import Memo
+from extproc.plan.routing import Routing
 from extproc.plan.sight import ActionFailure, Condition, Scope
 from extproc.plan.usage_requests import UsageRequests
+from extproc.providers.provider import Provider
 from extproc.refusals import Refusals
 from extproc.usage.meter import Meter
 
@@ -43,6 +48,8 @@ class ActionSet:
     response_actions: tuple[Action, ...]
     request_reader: RequestReaderFactory | None
     response_reader: ReaderFactory | None
+    response_readers: Mapping[DialectName, ReaderFactory]
+    """Those of providers whose dialect is known."""
     decides_on_body: bool
     """Whether a decision may depend on the request body, so that a part of it is not enough."""
     checks_model: bool
@@ -54,6 +61,17 @@ class ActionSet:
     reads_prompts: bool
     """Whether prompts are read while they pass, for estimates."""
     refusals: Refusals
+    guards: tuple[PlannedGuard, ...]
+    """Those that it names."""
+    routed: bool
+    """Whether providers are chosen for its requests."""
+
+    def reader_for(self, provider: Provider | None) -> ReaderFactory:
+        """What reads answers of `provider`."""
+        assert self.response_reader is not None
+        if provider is None or provider.dialect is None:
+            return self.response_reader
+        return self.response_readers.get(provider.dialect, self.response_reader)
 
     @property
     def denies_on_failure(self) -> bool:
@@ -83,6 +101,11 @@ class Plan:
     metered_methods: frozenset[bytes]
     charge_errors: bool
     strip_accept_encoding: bool
+    routing: Routing | None
+    """None where the gateway alone decides where requests go."""
+    guards: Guards
+    bare: ActionSet
+    """Of requests that no action set matches, but that are guarded or routed."""
     no_match: Refusals | None
     """How requests are refused that no action set matches; None where they pass."""
     shows_quotas: bool

@@ -25,6 +25,7 @@ from extproc import __version__
 from extproc.telemetry import limiter_tally, nearness, spending_metrics
 from extproc.telemetry.exposition import Family
 from extproc.telemetry.genai import GenAiMetrics
+from extproc.telemetry.guarding import GuardingMetrics
 from extproc.telemetry.histogram import Histogram
 from extproc.telemetry.limiter_tally import LimiterTally
 from extproc.telemetry.names import bounded
@@ -37,7 +38,7 @@ Ending = Literal[AnswerEnding, "denied", "unmatched"]
 """How an answer ended, or why the model was not asked or not ours to count."""
 EstimateMethod = Literal["tokenizer", "bytes"]
 ReportResult = Literal["sent", "dropped", "failed"]
-Method = Literal["check", "report", "should_rate_limit"]
+Method = Literal["check", "report", "should_rate_limit", "refund"]
 CallResult = Literal["ok", "over_limit", "unknown", "unreachable", "deadline", "refused", "nonsense"]
 UnreadReason = Literal["too_large", "encoding", "corrupt", "not_sent"]
 ReloadResult = Literal["ok", "rejected"]
@@ -59,6 +60,9 @@ _KUADRANT: Final = {
     "denied": "Requests that were answered with a denial.",
     "errors": "Failures while running actions.",
 }
+
+_ACTIVE: Final = Family("active_http_calls", "HTTP exchanges under way, as Plano calls them (S2.27).", "gauge")
+_RATE_LIMITED: Final = Family("ratelimited_rq", "Requests over a prompt limit, as Plano calls them (S2.27).")
 
 T = TypeVar("T")
 
@@ -86,6 +90,7 @@ class Metrics(Collector):
         self.allowed = 0
         self.denied = 0
         self.errors = 0
+        self.guarding = GuardingMetrics()
         self.exchanges_open = 0
         self.tokens_reported = 0
         """Sum of the hits addends of reports."""
@@ -231,6 +236,8 @@ class Metrics(Collector):
         for name, about in _KUADRANT.items():
             family = Family(f"kuadrant_{name}", about)
             yield family.header(openmetrics) + family.lines([("", float(getattr(self, name)))])
+        for family, value in ((_ACTIVE, self.exchanges_open), (_RATE_LIMITED, self.guarding.prompts_limited)):
+            yield family.header(openmetrics) + family.lines([("", float(value))])
         if self.tally is not None:
             yield from limiter_tally.exposition(self.tally, openmetrics)
         if self.limits is not None:
@@ -251,6 +258,7 @@ class Metrics(Collector):
         yield _total("report_retries", "Reports tried again.", self.report_retries)
         yield _gauge("reports_pending", "Reports under way.", self.reports_pending)
         yield from self._limiter_calls()
+        yield from self.guarding.collect()
         yield _counter("action_failures", "Actions without a decision.", "action_set", self._action_failures)
         yield _counter("body_unread", "Bodies that could not be read, by why.", "reason", self._unread)
         yield _counter("reloads", "Changed configurations, by outcome.", "result", self._reloads)

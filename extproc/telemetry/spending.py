@@ -21,7 +21,9 @@ from extproc.usage.usage import Usage
 
 Who = tuple[str, ...]
 """One value for each label, in their order; "" where it is not known."""
-Rejection = Literal["unauthenticated", "unauthorized", "model", "no_limit", "no_match"]
+Rejection = Literal[
+    "unauthenticated", "unauthorized", "model", "no_limit", "no_match", "no_provider", "no_selector", "body", "guard"
+]
 """Why a request was answered 401, 403 or 404: nobody known, not allowed, not this model, no limit, no action set."""
 
 MAX_NAMESPACES: Final = 100

@@ -12,9 +12,10 @@ from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.messages import Unreadable, decode_query
 from extproc.limiter.seam import Decision, Query
 from extproc.transport.listener import ListenError
-from extproc.workers.wire import Frame, Frames, Kind, encode_decision, encode_frame
+from extproc.workers.wire import Frame, Frames, Kind, decode_refund, encode_decision, encode_frame
 
 _Ask = Callable[[Query], Decision]
+_Refund = Callable[[bytes], Decision]
 
 
 class CountersServer:
@@ -22,6 +23,7 @@ class CountersServer:
 
     def __init__(self, path: Path, limiter: EmbeddedLimiter) -> None:
         self._path = path
+        self._limiter = limiter
         self._calls: dict[int, _Ask] = {
             Kind.CHECK: limiter.check,
             Kind.REPORT: limiter.report,
@@ -47,14 +49,19 @@ class CountersServer:
             self._path.unlink()
 
     def _converse(self) -> _Conversation:
-        return _Conversation(self._calls, self._conversations)
+        return _Conversation(self._calls, self._refund, self._conversations)
+
+    def _refund(self, body: bytes) -> Decision:
+        query, age = decode_refund(body)
+        return self._limiter.refund(query, age=age)
 
 
 class _Conversation(asyncio.Protocol):
     """Answers one worker; does not listen while that one does not."""
 
-    def __init__(self, calls: dict[int, _Ask], others: set[_Conversation]) -> None:
+    def __init__(self, calls: dict[int, _Ask], refund: _Refund, others: set[_Conversation]) -> None:
         self._calls = calls
+        self._refund = refund
         self._others = others
         self._frames = Frames()
         self._transport: asyncio.Transport
@@ -84,8 +91,12 @@ class _Conversation(asyncio.Protocol):
     def _answer(self, frame: Frame) -> bytes:
         call = self._calls.get(frame.kind)
         try:
-            if call is None:
-                raise Unreadable(f"a question of kind {frame.kind}")
-            return encode_frame(frame.number, Kind.DECISION, encode_decision(call(decode_query(frame.body))))
+            decision = call(decode_query(frame.body)) if call is not None else self._other(frame)
+            return encode_frame(frame.number, Kind.DECISION, encode_decision(decision))
         except Unreadable as error:
             return encode_frame(frame.number, Kind.UNREADABLE, str(error).encode())
+
+    def _other(self, frame: Frame) -> Decision:
+        if frame.kind != Kind.REFUND:
+            raise Unreadable(f"a question of kind {frame.kind}")
+        return self._refund(frame.body)

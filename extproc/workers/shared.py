@@ -10,7 +10,7 @@ from typing import cast
 from extproc.config.model import Service
 from extproc.limiter.messages import Unreadable, encode_query
 from extproc.limiter.seam import Decision, LimiterError, Metadata, Query
-from extproc.workers.wire import MAX_BODY, NUMBERS, Frame, Frames, Kind, decode_decision, encode_frame
+from extproc.workers.wire import MAX_BODY, NUMBERS, Frame, Frames, Kind, decode_decision, encode_frame, encode_refund
 
 _PAUSE = 0.1
 """Seconds between attempts to connect, each of which costs next to nothing."""
@@ -44,12 +44,14 @@ class SharedCounters:
         if self._line is not None:
             self._line.close()
 
-    async def ask(self, kind: Kind, query: Query, within: float) -> Decision:
-        """Raises LimiterError: `unreachable` where nothing was sent, so that nothing can have been counted."""
+    async def ask(self, kind: Kind, body: bytes, within: float) -> Decision:
+        """The answer to a question.
+
+        Raises LimiterError: `unreachable` where nothing was sent, so that nothing can have been counted.
+        """
         line = self._line
         if line is None or line.busy:
             raise LimiterError("unreachable", f"the worker that counts {'is away' if line is None else 'is stuck'}")
-        body = encode_query(query)
         if len(body) > MAX_BODY:
             raise LimiterError("refused", f"a query of {len(body)} bytes")
         try:
@@ -81,15 +83,19 @@ class SharedLimiter:
 
     async def check(self, query: Query, metadata: Metadata = ()) -> Decision:
         """As the first worker's."""
-        return await self._counters.ask(Kind.CHECK, query, self._timeout)
+        return await self._counters.ask(Kind.CHECK, encode_query(query), self._timeout)
 
     async def report(self, query: Query, metadata: Metadata = ()) -> Decision:
         """As the first worker's."""
-        return await self._counters.ask(Kind.REPORT, query, self._timeout)
+        return await self._counters.ask(Kind.REPORT, encode_query(query), self._timeout)
 
     async def should_rate_limit(self, query: Query, metadata: Metadata = ()) -> Decision:
         """As the first worker's."""
-        return await self._counters.ask(Kind.SHOULD_RATE_LIMIT, query, self._timeout)
+        return await self._counters.ask(Kind.SHOULD_RATE_LIMIT, encode_query(query), self._timeout)
+
+    async def refund(self, query: Query, metadata: Metadata = (), age: float = 0.0) -> Decision:
+        """As the first worker's."""
+        return await self._counters.ask(Kind.REFUND, encode_refund(query, age), self._timeout)
 
 
 class _Line(asyncio.Protocol):

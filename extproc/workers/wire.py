@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import orjson
 
-from extproc.limiter.messages import Unreadable, encodable
-from extproc.limiter.seam import Code, Decision, Quota
+from extproc.limiter.messages import Unreadable, decode_query, encodable, encode_query
+from extproc.limiter.seam import Code, Decision, Query, Quota
 
 MAX_BODY = 1024 * 1024
 """Bytes. A query holds values of request headers, of which Envoy takes 60 KiB unless told otherwise."""
@@ -27,17 +27,19 @@ NUMBERS = 2**32
 """A number is used again after so many questions."""
 
 _HEADER = Struct(">IIB")
+_AGE = Struct(">d")
 _OK = Decision(Code.OK)
 
 
 class Kind(IntEnum):
-    """Of a frame: the limiter's three calls, and their answer."""
+    """Of a frame: the limiter's calls, and their answer."""
 
     CHECK = 0
     REPORT = 1
     SHOULD_RATE_LIMIT = 2
     DECISION = 3
     UNREADABLE = 4
+    REFUND = 5
 
 
 class Frame(NamedTuple):
@@ -73,6 +75,19 @@ class Frames:
             yield Frame(number, kind, data[start + _HEADER.size : end])
             start = end
         self._rest = data[start:]
+
+
+def encode_refund(query: Query, age: float) -> bytes:
+    """The body of a refund: a query, and how many seconds ago it was counted."""
+    return _AGE.pack(age) + encode_query(query)
+
+
+def decode_refund(body: bytes) -> tuple[Query, float]:
+    """What `encode_refund` was given; raises Unreadable."""
+    if len(body) < _AGE.size:
+        raise Unreadable("not a refund")
+    (age,) = _AGE.unpack_from(body)
+    return decode_query(body[_AGE.size :]), age
 
 
 def encode_decision(decision: Decision) -> bytes:

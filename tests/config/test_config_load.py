@@ -194,8 +194,14 @@ def test_unknown_fields_are_compared_with_the_known_ones(load: Load, document: A
 
 def test_missing_fields(load: Load, document: Any) -> None:
     del document["actionSets"][0]["name"]
-    del document["services"]
-    assert lines(load, document) == ["services: missing", "actionSets[0].name: missing"]
+    del document["actionSets"][0]["actions"]
+    assert lines(load, document) == ["actionSets[0].name: missing", "actionSets[0].actions: missing"]
+
+
+@pytest.mark.parametrize("rest", [{}, {"services": {}}, {"log": {"level": "debug"}}])
+def test_a_configuration_does_something(load: Load, rest: Any) -> None:
+    (line,) = lines(load, rest)
+    assert line.endswith("expected one of `actionSets`, `providers`, `guards`, `policies`: nothing would be done")
 
 
 @pytest.mark.parametrize("kind", ["grpc", "deny", "headers", "store", "fail"])
@@ -238,7 +244,7 @@ def test_values_below_secret_names_are_not_shown(load: Load, document: Any, name
 @pytest.mark.parametrize("name", ["config.json", "config.yaml"])
 def test_a_document_is_an_object(tmp_path: Path, text: str, name: str) -> None:
     with pytest.raises(
-        ConfigError, match=f"^{PREFIX}{name}: expected an object with `services` and `actionSets`, found"
+        ConfigError, match=f"^{PREFIX}{name}: expected an object with `actionSets`, `providers` or `guards`, found"
     ):
         parse_config(text, name=name, base=tmp_path)
 

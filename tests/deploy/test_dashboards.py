@@ -243,7 +243,7 @@ class TestPromtool:
         done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=30)
         remarks = [
             line for line in (done.stdout + done.stderr).decode().splitlines()
-            if not re.match(r"(kuadrant_|authorized_|limited_|python_gc|process_|extproc_build)", line)
+            if not re.match(r"(kuadrant_|authorized_|limited_|ratelimited_rq|python_gc|process_|extproc_build)", line)
         ]  # fmt: skip
         assert remarks == []
 

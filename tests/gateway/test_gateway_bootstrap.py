@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from google.protobuf.json_format import MessageToDict
+from support.envoys import refusal, typed
 
 from extproc import replies
-from extproc.gateway import EnvoyProcess, bootstrap, ext_proc_filter, find_envoy
+from extproc.gateway import EnvoyProcess, bootstrap, ext_proc_filter
 from extproc.gateway.bootstrap import access_log_format
+from extproc.gateway.clusters import TlsFiles
 from extproc.usage.usage import Usage
 from extproc.wire.external_processor_pb2 import ProcessingResponse
 
 pytestmark = pytest.mark.e2e
 
 DEAD = "127.0.0.1:1"
+PROVIDERS = {"a": "https://a.example", "b": "http://b.example:8080", "c": DEAD}
+PROVIDERS_OF_ONE = {"a": DEAD}
 RBAC: dict[str, Any] = {
     "name": "rbac",
     "typed_config": {
@@ -30,6 +33,23 @@ RBAC: dict[str, Any] = {
         },
     },
 }
+
+
+def routes(config: dict[str, Any]) -> list[Any]:
+    (host,) = manager(config)["route_config"]["virtual_hosts"]
+    found: list[Any] = host["routes"]
+    return found
+
+
+def our_filter(config: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = manager(config)["http_filters"][-2]["typed_config"]
+    return settings
+
+
+def manager(config: dict[str, Any]) -> dict[str, Any]:
+    (listener,) = config["static_resources"]["listeners"]
+    found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -48,18 +68,97 @@ RBAC: dict[str, Any] = {
         pytest.param({"extproc": DEAD, "filters_before": [RBAC]}, id="another filter"),
         pytest.param({"extproc": DEAD, "processing_mode": {"response_body_mode": "STREAMED"}}, id="modes"),
         pytest.param({"extproc": DEAD, "message_timeout": "0.2s", "failure_mode_allow": True}, id="fail open"),
+        pytest.param({"extproc": DEAD, "access_log": "stdout"}, id="access log on standard output"),
+        pytest.param({"extproc": DEAD, "upstream": "https://model.example"}, id="TLS to the model"),
+        pytest.param({"extproc": DEAD, "upstream": None, "providers": PROVIDERS}, id="providers"),
+        pytest.param({"extproc": DEAD, "providers": PROVIDERS, "rewrites": {"/a": "/v1/a"}}, id="providers and more"),
+        pytest.param({"extproc": DEAD, "request_body_mode": "BUFFERED", "request_buffer": 8 * 2**20}, id="bodies"),
+        pytest.param({"extproc": "extproc:50051", "extproc_tls": TlsFiles()}, id="TLS to us"),
+        pytest.param({"extproc": ["unix:/run/a.sock"], "extproc_tls": TlsFiles()}, id="TLS to a socket"),
+        pytest.param({"extproc": DEAD, "mutation_rules": {"allow_all_routing": True}}, id="mutation rules"),
     ],
 )
 def test_envoy_accepts_every_variant(options: dict[str, Any], tmp_path: Path) -> None:
-    config = tmp_path / "envoy.json"
-    config.write_text(json.dumps(bootstrap(**{"upstream": DEAD, **options})))
-    command = [find_envoy(), "--mode", "validate", "--log-level", "error", "--config-path", config]
-    checked = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert checked.returncode == 0, checked.stderr
+    config = bootstrap(**{"upstream": DEAD, **options})
+    typed(config)
+    assert refusal(config, tmp_path) == ""
+
+
+def test_a_misspelt_field_does_not_get_through(tmp_path: Path) -> None:
+    """Or the test above could not fail."""
+    config = bootstrap(upstream=DEAD, extproc=DEAD)
+    our_filter(config)["mesage_timeout"] = "1s"
+    with pytest.raises(KeyError, match="mesage_timeout"):
+        typed(config)
+    assert "mesage_timeout" in refusal(config, tmp_path)
+
+
+def test_each_provider_has_a_route_and_a_cluster() -> None:
+    """S2.4: Envoy routes by the header that the server sets, and the provider sees its own name as host."""
+    config = bootstrap(upstream=None, extproc=DEAD, providers=PROVIDERS, routing_header="x-to", default_provider="b")
+    found = routes(config)[1:]
+    assert [
+        (route["match"].get("headers"), route["route"]["cluster"], route["route"].get("host_rewrite_literal"))
+        for route in found
+    ] == [
+        ([{"name": "x-to", "string_match": {"exact": "a"}}], "a", "a.example"),
+        ([{"name": "x-to", "string_match": {"exact": "b"}}], "b", "b.example:8080"),
+        ([{"name": "x-to", "string_match": {"exact": "c"}}], "c", None),
+        (None, "b", "b.example:8080"),
+    ]
+    assert {route["route"]["timeout"] for route in found} == {"0s"}
+    assert [cluster["name"] for cluster in config["static_resources"]["clusters"]] == ["a", "b", "c", "extproc"]
+
+
+def test_what_names_no_provider_goes_to_the_upstream_where_there_is_one() -> None:
+    config = bootstrap(upstream=DEAD, extproc=DEAD, providers=PROVIDERS, default_provider="b")
+    assert routes(config)[-1]["route"]["cluster"] == "upstream"
+
+
+def test_a_provider_is_verified_by_its_name() -> None:
+    clusters = bootstrap(upstream=None, extproc=DEAD, providers=PROVIDERS)["static_resources"]["clusters"]
+    tls = clusters[0]["transport_socket"]["typed_config"]
+    assert tls["sni"] == "a.example"
+    validation = tls["common_tls_context"]["validation_context"]
+    assert validation["match_typed_subject_alt_names"] == [{"san_type": "DNS", "matcher": {"exact": "a.example"}}]
+    assert validation["trusted_ca"]["filename"]
+    assert "transport_socket" not in clusters[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "of_routes", "of_listener"), [(2**23, 2**23, None), (2**20, None, None), (2**17, None, 2**17)]
+)
+def test_the_limit_of_requests_that_are_held_is_where_it_counts(
+    size: int, of_routes: int | None, of_listener: int | None
+) -> None:
+    """A route can only raise it; the one that matches first decides, before the server has chosen a provider."""
+    config = bootstrap(upstream=DEAD, extproc=DEAD, providers=PROVIDERS, request_buffer=size)
+    found = [route.get("request_body_buffer_limit") for route in routes(config)]
+    assert found == [None, *[of_routes] * 4]
+    assert config["static_resources"]["listeners"][0].get("per_connection_buffer_limit_bytes") == of_listener
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"providers": {"extproc": DEAD}}, "providers: `extproc` is the name", id="our cluster"),
+        pytest.param({"providers": {"upstream": DEAD}}, "providers: `upstream` is the name", id="the model's cluster"),
+        pytest.param({"providers": {"a": "ftp://a"}}, "providers: a: the scheme", id="scheme"),
+        pytest.param({"upstream": None}, "upstream: ", id="nowhere to go"),
+        pytest.param(
+            {"upstream": None, "providers": PROVIDERS_OF_ONE, "default_provider": "b"},
+            "default_provider: `b`",
+            id="default",
+        ),
+    ],
+)
+def test_providers_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        bootstrap(**{"upstream": DEAD, "extproc": DEAD, **options})
 
 
 @pytest.mark.parametrize("option", ["upstream", "extproc", "listen", "admin"])
-@pytest.mark.parametrize("address", ["", "model", "model:", ":80", "model:http", "model:65536", "http://model:80"])
+@pytest.mark.parametrize("address", ["", "model", "model:", ":80", "model:http", "model:65536", "ftp://model:80"])
 def test_an_address_that_cannot_be_read_is_refused_by_its_name(option: str, address: str) -> None:
     with pytest.raises(ValueError, match=f"^{option}: "):
         bootstrap(**{"upstream": DEAD, "extproc": None, option: address})

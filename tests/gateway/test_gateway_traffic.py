@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 from aiohttp import web
+from support.pki import Pki
 
 from extproc.gateway import EnvoyProcess, bootstrap, free_port
 from extproc.wire.external_processor_pb2 import ProcessingRequest, ProcessingResponse
@@ -116,6 +119,40 @@ async def model() -> AsyncIterator[str]:
     host, port = runner.addresses[0]
     yield f"{host}:{port}"
     await runner.cleanup()
+
+
+class Hosts:
+    """Servers that answer with their name and the host that they were asked for."""
+
+    def __init__(self) -> None:
+        self.runners: list[web.AppRunner] = []
+
+    async def serve(self, name: str, tls: ssl.SSLContext | None = None) -> str:
+        """`host:port` of one more."""
+
+        async def answer(request: web.Request) -> web.Response:
+            return web.Response(text=f"{name} {request.host}")
+
+        runner = web.AppRunner(web.Application())
+        self.runners.append(runner)
+        runner.app.router.add_route("*", "/{path:.*}", answer)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1" if tls is None else "0.0.0.0", 0, ssl_context=tls).start()
+        return f"127.0.0.1:{runner.addresses[0][1]}"
+
+
+def tls_of(pki: Pki) -> ssl.SSLContext:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pki / "server.crt", pki / "server.key")
+    return tls
+
+
+@pytest.fixture
+async def hosts() -> AsyncIterator[Hosts]:
+    hosts = Hosts()
+    yield hosts
+    for runner in hosts.runners:
+        await runner.cleanup()
 
 
 async def get(envoy: EnvoyProcess, path: str, **headers: str) -> tuple[int, str]:
@@ -250,3 +287,49 @@ async def test_the_gateway_listens_where_it_is_told(model: str) -> None:
     config = bootstrap(upstream=model, extproc=None, listen=f"127.0.0.1:{port}", admin=f"127.0.0.1:{admin}")
     async with EnvoyProcess(config) as envoy:
         assert (envoy.address, envoy.admin) == (f"127.0.0.1:{port}", f"127.0.0.1:{admin}")
+
+
+class TestProviders:
+    """S2.4: by the header that the server sets, a request gets to its provider."""
+
+    async def test_the_header_decides_and_the_host_becomes_the_providers(self, hosts: Hosts) -> None:
+        first, second = await hosts.serve("first"), await hosts.serve("second")
+        config = bootstrap(upstream=None, extproc=None, providers={"a": f"http://{first}", "b": second})
+        async with EnvoyProcess(config) as envoy:
+            assert await get(envoy, "/", **{"x-arch-llm-provider": "a"}) == (200, f"first {first}")
+            assert await get(envoy, "/", **{"x-arch-llm-provider": "b"}) == (200, f"second {envoy.address}")
+            assert await get(envoy, "/") == (200, f"first {first}")
+
+    @pytest.mark.parametrize(("trusted", "status"), [("ca", 200), ("other", 503)])
+    async def test_a_provider_with_tls_has_to_prove_itself(
+        self, hosts: Hosts, tmp_path: Path, trusted: str, status: int
+    ) -> None:
+        pki, other = Pki(tmp_path / "pki"), Pki(tmp_path / "other")
+        pki.sign("server")
+        address = (await hosts.serve("model", tls_of(pki))).replace("127.0.0.1", "localhost")
+        ca = (pki if trusted == "ca" else other) / "ca.crt"
+        config = bootstrap(upstream=None, extproc=None, providers={"a": f"https://{address}"}, ca=ca)
+        async with EnvoyProcess(config) as envoy:
+            found, text = await get(envoy, "/", **{"x-arch-llm-provider": "a"})
+        assert (found, text.startswith(f"model {address}")) == (status, status == 200)
+
+    async def test_a_certificate_for_another_name_is_not_enough(self, hosts: Hosts, tmp_path: Path) -> None:
+        """127.0.0.2 is this machine too, but not in the certificate."""
+        pki = Pki(tmp_path / "pki")
+        pki.sign("server")
+        address = (await hosts.serve("model", tls_of(pki))).replace("127.0.0.1", "127.0.0.2")
+        config = bootstrap(upstream=f"https://{address}", extproc=None, ca=pki / "ca.crt")
+        async with EnvoyProcess(config) as envoy:
+            assert (await get(envoy, "/"))[0] == 503
+
+    @pytest.mark.parametrize("limit", [128 * 1024, 2 * 1024 * 1024])
+    async def test_a_request_too_large_to_be_held_is_answered_413(
+        self, processor: Processor, model: str, limit: int
+    ) -> None:
+        config = bootstrap(
+            upstream=model, extproc=processor.address, request_body_mode="BUFFERED", request_buffer=limit
+        )
+        async with EnvoyProcess(config) as envoy, aiohttp.ClientSession() as http:
+            for size, status in ((limit // 4 * 3, 200), (limit * 2, 413)):
+                async with http.post(f"http://{envoy.address}/v1", data=BytesIO(bytes(size))) as answer:
+                    assert answer.status == status

@@ -274,7 +274,7 @@ async def test_a_port_that_somebody_has(tmp_path: Path) -> None:
 
 def test_a_wrong_file_starts_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for config, message in (
-        ({"services": 1}, "failed to parse plugin config: services"),
+        ({"actionSets": [], "services": 1}, "failed to parse plugin config: services"),
         (example(listeners=["127.0.0.1:65535"]), "failed to parse plugin config: listeners[0].address: worker 1 of 2"),
     ):
         assert main(["serve", str(write(tmp_path / "c.json", config)), "--workers", "2"]) == 2

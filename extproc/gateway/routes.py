@@ -1,0 +1,61 @@
+"""Routes of Envoy: health, one per provider, and everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from extproc.gateway.origins import Origin
+from extproc.gateway.processor import disabled
+
+Json = dict[str, Any]
+
+HEALTH_PATH = "/healthz"
+"""Answered by Envoy itself, without the model and without us."""
+USUAL_BUFFER = 1024 * 1024
+"""Bytes of a request that Envoy holds at most unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A cluster that routes lead to. `header`: only requests whose header of that name has that value get there."""
+
+    cluster: str
+    origin: Origin
+    header: tuple[str, str] | None = None
+    rewrites: tuple[tuple[str, str], ...] = ()
+    """How a path begins -> what the model sees in place of that."""
+
+
+def route_config(destinations: Iterable[Destination], *, with_extproc: bool, request_buffer: int) -> Json:
+    """All routes, the first that matches counts. `request_buffer`: bytes of a request that may be held.
+
+    A route can raise that limit and not lower it; the field is younger than the rest (Envoy 1.37).
+    """
+    health: Json = {
+        "match": {"path": HEALTH_PATH},
+        "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}},
+    }
+    if with_extproc:
+        health["typed_per_filter_config"] = disabled()
+    limit: Json = {"request_body_buffer_limit": request_buffer} if request_buffer > USUAL_BUFFER else {}
+    routes = [{**route, **limit} for destination in destinations for route in _routes(destination)]
+    return {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [health, *routes]}]}
+
+
+def _routes(destination: Destination) -> Iterator[Mapping[str, Any]]:
+    # Envoy would cut an answer after 15 s; a model may stream for minutes.
+    action: Json = {"cluster": destination.cluster, "timeout": "0s"}
+    if destination.origin.authority is not None:
+        action["host_rewrite_literal"] = destination.origin.authority
+    for prefix, path in destination.rewrites:
+        yield {"match": _match(prefix, destination), "route": {**action, "prefix_rewrite": path}}
+    yield {"match": _match("/", destination), "route": action}
+
+
+def _match(prefix: str, destination: Destination) -> Json:
+    if destination.header is None:
+        return {"prefix": prefix}
+    name, value = destination.header
+    return {"prefix": prefix, "headers": [{"name": name, "string_match": {"exact": value}}]}

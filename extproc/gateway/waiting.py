@@ -1,0 +1,79 @@
+"""How long one message of Envoy may have to wait for its reply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from extproc.config.duration import format_duration
+from extproc.config.errors import field_path
+from extproc.config.model import ActionSet, Config, Service
+
+MARGIN = 0.5
+"""Seconds for everything that is not waiting."""
+LONGEST = 3600
+"""Seconds that Envoy accepts as `message_timeout`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Fields, and the seconds that each allows, of what the slowest requests wait for, one after the other."""
+
+    parts: tuple[tuple[str, float], ...]
+
+    @property
+    def message_timeout(self) -> int:
+        """Seconds, rounded up and at least 1."""
+        return max(1, math.ceil(round(sum(seconds for _, seconds in self.parts) + MARGIN, 6)))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field} {format_duration(seconds)}" for field, seconds in self.parts)
+
+
+def longest_wait(config: Config) -> Waiting:
+    """Of the requests of any action set, and of those that have none."""
+    ways = [Waiting((*_host_guards(config), *_prompt_limits(config)))]
+    ways += [_of_action_set(config, action_set) for action_set in config.action_sets]
+    slowest = max(ways, key=lambda way: sum(seconds for _, seconds in way.parts))
+    return Waiting((*slowest.parts, ("report.wait", config.report.wait)))
+
+
+def active_guards(config: Config) -> list[str]:
+    """Names of the guards that some host or action set is bound to."""
+    bound = {name for action_set in config.action_sets for name in action_set.guards}
+    return [name for name, guard in config.guards.items() if guard.hosts or name in bound]
+
+
+def _of_action_set(config: Config, action_set: ActionSet) -> Waiting:
+    """Calls before the model's; every guard with hosts may be for one of its requests."""
+    services = ((action.service, config.services[action.service]) for action in action_set.actions)
+    asked = [
+        (field_path(("services", name, "timeout")), service.timeout)
+        for name, service in services
+        if service.type != "ratelimit-report"
+    ]
+    named = [name for name in action_set.guards if not config.guards[name].hosts]
+    limits = _prompt_limits(config) if action_set.routed else ()
+    return Waiting((*asked, *limits, *_host_guards(config), *_guards(config, named)))
+
+
+def _host_guards(config: Config) -> Iterator[tuple[str, float]]:
+    return _guards(config, [name for name, guard in config.guards.items() if guard.hosts])
+
+
+def _guards(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]:
+    for name in names:
+        guard = config.guards[name]
+        for field, outside in (("model", guard.model), ("webhook", guard.webhook)):
+            if outside is not None:
+                yield field_path(("guards", name, field, "timeout")), outside.timeout
+
+
+def _prompt_limits(config: Config) -> Sequence[tuple[str, float]]:
+    """The embedded limiter's default is that of a service."""
+    if config.prompt_limits is None:
+        return ()
+    asked = config.services.get(config.prompt_limits.service or "")
+    default = Service.model_fields["timeout"].default
+    return [("promptLimits", default if asked is None else asked.timeout)]

@@ -1,0 +1,409 @@
+"""Which texts a guard finds in a request, whose they are, and what it does not dare to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.guards.seam import Path, Text
+from extproc.guards.texts import has_repeated_names, read_texts, role_of, select, statements
+
+X = "what is looked for"
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def item(**fields: Any) -> dict[str, Any]:
+    return {"model": "m", "input": [fields]}
+
+
+PLACES: dict[str, tuple[dict[str, Any], str]] = {
+    "OpenAI string": (user(X), "user"),
+    "OpenAI part (S3.D1)": (
+        user([{"type": "image_url", "image_url": {"url": "u"}}, {"type": "text", "text": X}]),
+        "user",
+    ),
+    "OpenAI strings as parts": (user(["a", X]), "user"),
+    "OpenAI refusal": (
+        {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": X}]}]},
+        "assistant",
+    ),
+    "OpenAI arguments (S3.D2)": (
+        {
+            "messages": [
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"arguments": X}}]}
+            ]
+        },
+        "assistant",
+    ),
+    "OpenAI custom tool": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "n", "input": X}}]}]},
+        "assistant",
+    ),
+    "OpenAI function_call": (
+        {"messages": [{"role": "assistant", "function_call": {"name": "n", "arguments": X}}]},
+        "assistant",
+    ),
+    "OpenAI tool result": ({"messages": [{"role": "tool", "tool_call_id": "1", "content": X}]}, "tool"),
+    "OpenAI function result": ({"messages": [{"role": "function", "name": "f", "content": X}]}, "tool"),
+    "OpenAI developer": ({"messages": [{"role": "developer", "content": X}]}, "developer"),
+    "OpenAI definition": ({"messages": [], "tools": [{"function": {"description": X}}]}, "tools"),
+    "legacy prompt (S3.D2)": ({"prompt": X}, "user"),
+    "legacy prompts": ({"prompt": ["a", X]}, "user"),
+    "legacy suffix": ({"prompt": "a", "suffix": X}, "user"),
+    "Responses string": ({"input": X}, "user"),
+    "Responses instructions": ({"input": "a", "instructions": X}, "system"),
+    "Responses part": (item(role="user", content=[{"type": "input_text", "text": X}]), "user"),
+    "Responses output": (item(type="function_call_output", call_id="1", output=X), "tool"),
+    "Responses output parts": (item(type="function_call_output", output=[{"type": "input_text", "text": X}]), "tool"),
+    "Responses call": (item(type="function_call", name="f", arguments=X), "assistant"),
+    "Responses reasoning": (item(type="reasoning", id="r", summary=[{"type": "summary_text", "text": X}]), "assistant"),
+    "Responses item without a role": (item(type="message", content=X), "user"),
+    "Responses item of a role and a type": (item(type="function_call_output", role="user", content=X), "user"),
+    "Responses stored prompt": ({"prompt": {"id": "p", "variables": {"topic": X}}}, "user"),
+    "embeddings": ({"input": ["a", X]}, "user"),
+    "Anthropic system": ({"system": X, "messages": []}, "system"),
+    "Anthropic system blocks": ({"system": [{"type": "text", "text": X}], "messages": []}, "system"),
+    "Anthropic tool_use": (
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "name": "n", "input": {"a": [X]}}]}]},
+        "assistant",
+    ),
+    "Anthropic tool_result": (user([{"type": "tool_result", "tool_use_id": "1", "content": X}]), "user"),
+    "Anthropic tool_result blocks": (
+        user([{"type": "tool_result", "content": [{"type": "text", "text": X}]}]),
+        "user",
+    ),
+    "Anthropic document": (user([{"type": "document", "source": {"type": "text", "data": X}}]), "user"),
+    "Anthropic batch": ({"requests": [{"custom_id": "1", "params": user(X)}]}, "user"),
+    "Gemini": ({"contents": [{"parts": [{"text": X}]}]}, "user"),
+    "Gemini model": ({"contents": [{"role": "model", "parts": [{"text": X}]}]}, "assistant"),
+    "Gemini system": ({"contents": [], "systemInstruction": {"parts": [{"text": X}]}}, "system"),
+    "Gemini system_instruction": ({"contents": [], "system_instruction": {"parts": [{"text": X}]}}, "system"),
+    "Gemini call": (
+        {"contents": [{"role": "model", "parts": [{"functionCall": {"name": "n", "args": {"a": {"b": X}}}}]}]},
+        "assistant",
+    ),
+    "Gemini response": (
+        {"contents": [{"role": "user", "parts": [{"functionResponse": {"name": "n", "response": {"a": X}}}]}]},
+        "user",
+    ),
+    "Gemini embedding": ({"content": {"parts": [{"text": X}]}}, "user"),
+    "Gemini embeddings": ({"requests": [{"content": {"parts": [{"text": X}]}}]}, "user"),
+    "Vertex": ({"instances": [{"content": X}], "parameters": {}}, "user"),
+    "Converse": (user([{"text": X}]), "user"),
+    "Converse system": ({"system": [{"text": X}, {"cachePoint": {"type": "default"}}], "messages": []}, "system"),
+    "Converse tool": (user([{"toolResult": {"toolUseId": "1", "content": [{"json": {"a": X}}]}}]), "user"),
+    "Converse document": (user([{"document": {"format": "txt", "name": "d", "source": {"text": X}}}]), "user"),
+    "Titan": ({"inputText": X}, "user"),
+    "Ollama generate": ({"model": "m", "prompt": "a", "system": X}, "system"),
+    "Ollama call": (
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"a": X}}}]}]},
+        "assistant",
+    ),
+    "Cohere v1": ({"message": X, "chat_history": []}, "user"),
+    "Cohere v1 preamble": ({"message": "a", "preamble": X}, "system"),
+    "Cohere v1 history": ({"message": "a", "chat_history": [{"role": "CHATBOT", "message": X}]}, "assistant"),
+    "Cohere v2 document": (user([{"type": "document", "document": {"id": "1", "data": {"a": X}}}]), "user"),
+    "rerank query": ({"query": X, "documents": ["a"]}, "user"),
+    "rerank document": ({"query": "a", "documents": [{"text": X}]}, "user"),
+    "DashScope": ({"model": "m", "input": user(X), "parameters": {}}, "user"),
+    "DashScope prompt": ({"input": {"prompt": X}}, "user"),
+    "TGI": ({"inputs": X, "parameters": {}}, "user"),
+}
+
+
+@pytest.mark.parametrize(("body", "role"), PLACES.values(), ids=PLACES)
+def test_each_place_of_a_prompt_is_found_with_its_role(body: dict[str, Any], role: str) -> None:
+    texts = read_texts(body)
+    assert texts is not None
+    found = [text for text in texts if text.text == X]
+    assert [text.role for text in found] == [role]
+    assert _at(body, found[0].path) == X
+
+
+@pytest.mark.parametrize("body", [body for body, _ in PLACES.values()], ids=PLACES)
+@given(spell=st.sampled_from([str.upper, str.title, str.swapcase]))
+def test_names_in_another_case_hide_nothing(body: dict[str, Any], spell: Any) -> None:
+    texts = read_texts(_respelled(body, spell))
+    assert texts is not None
+    assert X in [text.text for text in texts]
+
+
+@pytest.mark.parametrize("name", ["meſſages", "MESSAGES"])
+def test_letters_that_some_servers_fold_hide_nothing(name: str) -> None:
+    assert read_texts({name: [{"role": "user", "content": X}]}) is not None
+    texts = read_texts({"messages": [], name: [{"role": "user", "content": X}]})
+    assert texts is not None
+    assert texts[0].text == X
+
+
+ROLES = ["user", "USER", "User ", "customer", "", "ｕｓｅｒ", " system", "ſystem", "tools", None, 7, ["system"], {}]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_who_is_not_known_to_be_another_is_a_user(role: object) -> None:
+    """S3.4: in any case; a role that servers would not know is no way around."""
+    assert read_texts({"messages": [{"role": role, "content": X}]}) == (Text("user", X, ("messages", 0, "content"), 0),)
+    assert role_of(role) == "user"
+
+
+def test_a_message_without_a_role_or_with_two_is_a_users() -> None:
+    for roles in ({}, {"role": "system", "Role": "user"}, {"ROLE": "user", "role": "system"}):
+        texts = read_texts({"messages": [{**roles, "content": X}]})
+        assert texts is not None
+        assert texts[0].role == "user"
+    assert [text.role for text in read_texts(item(type="reasoning", Type="message", content=X)) or ()] == ["user"]
+
+
+def test_texts_come_in_order_with_their_messages() -> None:
+    body = {
+        "system": "s",
+        "messages": [
+            {"role": "user", "content": [{"text": "a"}, {"text": "b"}]},
+            {"role": "assistant", "content": "c", "tool_calls": [{"function": {"arguments": "d"}}]},
+        ],
+        "tools": [],
+    }
+    texts = read_texts(body) or ()
+    assert [(text.text, text.message) for text in texts] == [("s", -1), ("a", 0), ("b", 0), ("c", 1), ("d", 1)]
+
+
+def test_of_structured_arguments_names_strings_and_numbers_are_texts() -> None:
+    body = {
+        "messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"qq": 1234123, "b": [True]}}]}]
+    }
+    assert [text.text for text in read_texts(body) or ()] == ["qq", "b", "1234123"]
+
+
+def test_definitions_of_tools_are_left_out_where_nobody_asks_for_them() -> None:
+    body = {"messages": [], "tools": [{"function": {"name": "f", "description": X}}]}
+    assert read_texts(body, definitions=False) == ()
+    assert {text.role for text in read_texts(body) or ()} == {"tools"}
+
+
+UNREADABLE: list[Any] = [
+    None,
+    [],
+    "text",
+    7,
+    {},
+    {"foo": "bar"},
+    {"model": "m"},
+    {"messages": {"role": "user", "content": X}},
+    {"messages": X},
+    {"messages": [X]},
+    {"messages": [[{"role": "user", "content": X}]]},
+    {"messages": [{"role": "user", "body": X}]},
+    {"contents": X},
+    user(7),
+    user(True),
+    user([7]),
+    user({"type": "new", "payload": X}),
+    user([{"type": "text", "text": 7}]),
+    user([{"type": "new", "payload": X}]),
+    {"prompt": [1, 2, 3]},
+    {"prompt": [[1, 2], [3]]},
+    {"prompt": "a", "context": [1, 2]},
+    {"input": [1, 2]},
+    {"input": [[1]]},
+    {"input": [{"role": "user", "content": X}, 7]},
+    {"input": 7},
+    {"prompt_embeds": "AAAA"},
+    {"system": 7, "messages": []},
+    {"inputs": [7]},
+    {"requests": [{"foo": X}]},
+    {"messages": [{"role": "user", "tool_calls": X}]},
+    {"messages": [{"role": "user", "tool_calls": [{"function": X}]}]},
+    {"prompt": ["a"] * 30_000},
+]
+
+
+@pytest.mark.parametrize("document", UNREADABLE, ids=lambda document: repr(document)[:60])
+def test_what_cannot_be_read_for_certain_is_not_skipped(document: Any) -> None:
+    """S3.D1: who asks denies these by default."""
+    assert read_texts(document) is None
+
+
+def test_nesting_ends_a_search_not_a_process() -> None:
+    deep: Any = X
+    for _ in range(100_000):
+        deep = [deep]
+    assert read_texts(user(deep)) is None
+    assert read_texts({"prompt": deep}) is None
+    while isinstance(deep, list):
+        deep = deep.pop()
+
+
+NOTHING_SAID: list[dict[str, Any]] = [
+    {"messages": []},
+    {"messages": [{"role": "assistant", "content": None}]},
+    {"messages": [{"role": "model"}]},
+    {"prompt": None, "messages": []},
+    user([{"type": "image_url", "image_url": {"url": "u"}}]),
+    user([{"type": "image", "source": {"type": "base64", "data": "AAAA"}}]),
+    item(type="item_reference", id="msg_1"),
+    {"contents": [{"role": "model", "parts": [{"functionCall": {"name": "n"}}]}]},
+]
+
+
+@pytest.mark.parametrize("body", NOTHING_SAID, ids=repr)
+def test_requests_that_say_nothing_have_no_texts(body: dict[str, Any]) -> None:
+    assert read_texts(body) == ()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["messages", "role", "content", "type", "text", "input", "prompt", "parts", "tool_calls", "source"]
+            )
+            | st.text(max_size=4),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@given(json_values)
+def test_no_document_raises(document: Any) -> None:
+    texts = read_texts(document)
+    for text in texts or ():
+        assert text.role in {"user", "system", "developer", "assistant", "tool", "tools"}
+    select(texts or (), frozenset({"user"}), True)
+    list(statements(texts or ()))
+
+
+CONVERSATION = {
+    "system": "s",
+    "messages": [
+        {"role": "user", "content": "old"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": [{"text": "new"}, {"text": "er"}]},
+    ],
+    "prompt": "p",
+}
+
+
+class TestSelect:
+    def texts(self, body: dict[str, Any], *roles: str, last: bool = False) -> list[str]:
+        return [text.text for text in select(read_texts(body) or (), frozenset(roles), last)]
+
+    def test_by_roles(self) -> None:
+        assert self.texts(CONVERSATION, "user") == ["old", "new", "er", "p"]
+        assert self.texts(CONVERSATION, "Assistant", "system") == ["s", "a"]
+        assert self.texts(CONVERSATION, "model") == ["a"]
+        assert self.texts(CONVERSATION, "*") == ["s", "old", "a", "new", "er", "p"]
+
+    def test_a_role_of_ones_own_is_a_users_on_both_sides(self) -> None:
+        assert self.texts({"messages": [{"role": "critic", "content": X}]}, "critic") == [X]
+
+    def test_the_last_message_of_a_user(self) -> None:
+        """S3.D13: what was refused once does not stay in the way; a prompt beside messages still counts."""
+        assert self.texts(CONVERSATION, "user", last=True) == ["new", "er", "p"]
+        assert self.texts(CONVERSATION, "*", last=True) == ["s", "a", "new", "er", "p"]
+
+    def test_no_list_hides_the_last_message_of_another(self) -> None:
+        decoy = [{"role": "user", "content": "harmless"}]
+        evil = [{"role": "user", "content": X}]
+        for body in (
+            {"messages": evil, "input": decoy},
+            {"messages": evil, "Messages": decoy},
+            {"requests": [{"params": {"messages": evil}}, {"params": {"messages": decoy}}]},
+            {"inputs": [[{"messages": evil}], [{"messages": decoy}]]},
+        ):
+            assert X in self.texts(body, "user", last=True)
+
+
+@given(st.text(min_size=1, max_size=30), st.data())
+def test_parts_are_read_as_the_message_that_they_are(text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    for spelled in ("text", "Text", "content"):
+        parts = [{spelled: piece} for piece in pieces]
+        for body in (user(parts), {"system": parts}, {"input": [{"content": parts}]}, {"content": {"parts": parts}}):
+            assert text in statements(read_texts(body) or ())
+
+
+def test_side_by_side_is_not_one_statement() -> None:
+    for body in (
+        {"input": ["1234", "5678"]},
+        {"query": "", "documents": ["1234", "5678"]},
+        {"messages": [{"role": "user", "content": "1234"}, {"role": "user", "content": "5678"}]},
+        {"messages": [{"role": "user", "content": [{"toolUse": {"input": {"a": 1234, "b": 5678}}}]}]},
+    ):
+        assert "12345678" not in statements(read_texts(body) or ())
+
+
+REPEATED = [
+    b'{"messages":[],"messages":[]}',
+    b'{"messages":[{"role":"user","content":"a","content":"b"}]}',
+    b'{"messages":[],"m\\u0065ssages":[]}',
+    b'{"a":[[{"b":{"c":1,"c":2}}]]}',
+]
+
+
+@pytest.mark.parametrize("body", REPEATED)
+def test_names_given_twice_are_seen(body: bytes) -> None:
+    assert has_repeated_names(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[" + b"{}," * 60_000 + b"{}]",
+        b"[1" + b",1" * 400_000 + b"]",
+    ],
+    ids=["empty", "cut", "bytes", "lists", "objects", "many objects", "many values"],
+)
+def test_what_cannot_be_told_counts_as_repeated(body: bytes) -> None:
+    assert has_repeated_names(body)
+
+
+@given(json_values)
+def test_ordinary_bodies_repeat_nothing(document: Any) -> None:
+    assert not has_repeated_names(json.dumps(document, allow_nan=False).encode() if _finite(document) else b"{}")
+
+
+def test_long_prompts_repeat_nothing() -> None:
+    assert not has_repeated_names(orjson.dumps(user('a "quoted", {braced} text\n' * 8000)))
+
+
+def _at(document: Any, path: Path) -> Any:
+    for step in path:
+        document = document[step]
+    return document
+
+
+def _respelled(value: Any, spell: Any) -> Any:
+    if isinstance(value, dict):
+        return {spell(name) if name != "type" else name: _respelled(member, spell) for name, member in value.items()}
+    return [_respelled(member, spell) for member in value] if isinstance(value, list) else value
+
+
+def _finite(value: Any) -> bool:
+    return all(number == number and abs(number) != float("inf") for number in _floats(value))
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list | dict):
+        for member in value.values() if isinstance(value, dict) else value:
+            yield from _floats(member)
