@@ -73,7 +73,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
         "extproc.policies.cli",
     )
     _add_elsewhere(
-        commands, asked, "envoy-config", "print the gateway's configuration that fits", "extproc.gateway.envoy_config_cli"
+        commands, asked, "envoy-config", "print the gateway configuration that fits", "extproc.gateway.envoy_config_cli"
     )
     _add_elsewhere(commands, asked, "top", "watch who spends what, and how near limits are", "extproc.top.cli")
     _add_elsewhere(commands, asked, "demo", "play the story on the real Envoy, on this machine", "extproc.demo.cli")

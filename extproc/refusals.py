@@ -17,14 +17,10 @@ from extproc import replies
 from extproc.limiter.quotas import ratelimit_headers, retry_after
 from extproc.limiter.seam import Decision, Quota
 from extproc.telemetry.names import printable
+from extproc.telemetry.spending import Rejection
 
 Headers = tuple[tuple[str, str], ...]
 Profile = Literal["kuadrant", "gloo", "asm", "openai", "anthropic"]
-Rejection = Literal[
-    "unauthenticated", "unauthorized", "model", "no_limit", "no_match", "no_provider", "no_selector", "body", "guard"
-]
-"""Caller unknown; caller known and refused; model not allowed; no limit for the caller; no action set; no provider for
-the request; the header missing that a prompt limit goes by; a body that cannot be read; a guard."""
 Kind = Literal[Rejection, "limited"]
 
 LONGEST_WAIT: Final = 60
@@ -159,7 +155,9 @@ class Refusals:
             body = message.encode("utf-8", "replace")
         said = _MESSAGE[kind] if kind == "guard" or not message else message
         body = self._body(kind, said, request_id, body)
-        return replies.immediate(status, body, _merged(own, headers, shown), details=kind if kind in _OURS else f"auth_{kind}")
+        return replies.immediate(
+            status, body, _merged(own, headers, shown), details=kind if kind in _OURS else f"auth_{kind}"
+        )
 
     def _body(self, kind: Kind, message: str, request_id: str, given: bytes | None) -> bytes:
         if given is not None:

@@ -17,7 +17,9 @@ from extproc.config.http_names import (
     find_removal_problems,
     fits_header,
 )
+from extproc.config.masking import without_userinfo
 from extproc.config.model import Config
+from extproc.config.origins import parse_origin
 from extproc.config.prompts import PromptLimit, PromptLimits
 from extproc.config.providers import Credential, Provider, Routing
 
@@ -71,6 +73,8 @@ def _provider(provider: Provider, steps: Sequence[Step], routing: Routing) -> It
     for asked, model in provider.models.items():
         if not asked or model == "":
             yield Problem.at((*steps, "models", asked), "the name of a model is not empty")
+    if provider.address is not None:
+        yield from _address(provider.address, (*steps, "address"))
     yield from find_header_problems(provider.headers, (*steps, "headers"))
     taken = {routing.header: "`routing.header` is set to the destination"}
     if isinstance(provider.credential, Credential):
@@ -81,6 +85,14 @@ def _provider(provider: Provider, steps: Sequence[Step], routing: Routing) -> It
             yield Problem.at((*steps, "headers", name), "this header belongs to the gateway")
         elif name in taken:
             yield Problem.at((*steps, "headers", name), f"set already: {taken[name]}")
+
+
+def _address(address: str, steps: Sequence[Step]) -> Iterator[Problem]:
+    """Traffic does not need it, but whoever prints a gateway's configuration does."""
+    try:
+        parse_origin(address)
+    except ValueError as error:
+        yield Problem.at(steps, f"{quoted(without_userinfo(address, address=True))}: {error}")
 
 
 def _credential(credential: Credential, steps: Sequence[Step], routing: Routing) -> Iterator[Problem]:

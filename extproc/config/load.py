@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,6 @@ from extproc.config.schema import CONFIG, LIMITS
 from extproc.config.secret_documents import Steps
 from extproc.config.validate import validate
 from extproc.policies import Compiled, compile_policies, merged, read_policies
-
 
 _PURPOSES = ("actionSets", "providers", "guards", "policies")
 """Sections of which a configuration needs one."""
@@ -43,12 +42,16 @@ class Loaded:
     credentials: Mapping[Steps, str] = field(default_factory=dict, repr=False)
 
 
-def load_config(path: Path) -> Loaded:
-    """Reads a configuration file. Raises ConfigError, whose `files` are those read until then."""
+def load_config(path: Path, *, credentials: bool = True) -> Loaded:
+    """Reads a configuration file. Raises ConfigError, whose `files` are those read until then.
+
+    Without `credentials` neither those of providers and guards nor API keys are read, so that they need not be there:
+    for those who only look at what is configured.
+    """
     files = Files()
     try:
         text = _read(path, str(path), files)
-        return _parsed(text, str(path), path.parent, files)
+        return _parsed(text, str(path), path.parent, files, credentials=credentials)
     except ConfigError as error:
         raise ConfigError(error.problems, files=files.snapshot) from None
 
@@ -71,7 +74,7 @@ def load_limits(path: Path) -> list[Limit]:
         raise ConfigError(error.problems, what="limits file", files=files.snapshot) from None
 
 
-def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
+def _parsed(text: str, name: str, base: Path, files: Files, *, credentials: bool = True) -> Loaded:
     data = parse_document(text, name)
     if not isinstance(data, dict):
         message = f"expected an object with `actionSets`, `providers` or `guards`, found {shown(data)}"
@@ -97,15 +100,19 @@ def _parsed(text: str, name: str, base: Path, files: Files) -> Loaded:
         config = config.model_copy(update={"limits": [*config.embedded_limits, *added]})
     if problems := first_problems(chain(limits_problems, find_problems(config, files))):
         raise ConfigError(problems)
+    warnings = (*policies.warnings, *find_warnings(config))
+    if not credentials:
+        return Loaded(config, files.snapshot, warnings)
     keys = _keys(config, files)
-    credentials = read_credentials(config, files, os.environ)
-    unused = (
-        Problem.at(("authConfigs", scope, "authentication", name, "apiKeys"), "no key is there: nobody is let in by it")
-        for (scope, name), found in keys.items()
-        if not found
-    )
-    warnings = (*policies.warnings, *find_warnings(config), *unused)
-    return Loaded(config, files.snapshot, warnings, keys, credentials)
+    secrets = read_credentials(config, files, os.environ)
+    return Loaded(config, files.snapshot, (*warnings, *_unused(keys)), keys, secrets)
+
+
+def _unused(keys: Mapping[tuple[str, str], Sequence[KeyEntry]]) -> Iterator[Problem]:
+    for (scope, name), found in keys.items():
+        if not found:
+            steps = ("authConfigs", scope, "authentication", name, "apiKeys")
+            yield Problem.at(steps, "no key is there: nobody is let in by it")
 
 
 def _policies(data: dict[str, Any], base: Path, files: Files) -> Compiled:

@@ -18,8 +18,10 @@ _SECRET_WORDS = frozenset(
 )
 _PLAIN_KEYS = frozenset({"static", "expression", "tls"})
 _NAMED_BY_OPERATOR = frozenset({"services", "endpoints"})
-_NO_SECRETS = frozenset({"authConfigs", "guards", "precharge", "promptLimits", "providers", "routing"})
+_NO_SECRETS = frozenset({"authConfigs"})
 """Sections that only say where secrets are: in which files, in which header."""
+_REFERENCE = "credential"
+"""Of a provider or a guard: it says where a secret is."""
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
@@ -48,7 +50,7 @@ def without_userinfo(text: str, *, address: bool = False) -> str:
 
 
 def _mask(value: Any, steps: tuple[Step, ...], *, secret: bool) -> Any:
-    secret = secret or (_is_secret(steps) and steps[0] not in _NO_SECRETS)
+    secret = secret or (_is_secret(steps) and steps[0] not in _NO_SECRETS and _REFERENCE not in steps)
     if isinstance(value, dict):
         return {key: _mask(item, (*steps, key), secret=secret) for key, item in value.items()}
     if isinstance(value, list):

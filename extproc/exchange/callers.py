@@ -10,7 +10,7 @@ from extproc.facts import RequestFacts
 from extproc.identity.seam import AuthError, Verdict
 from extproc.plan.action import AuthAction
 from extproc.plan.sight import ActionFailure
-from extproc.refusals import Rejection
+from extproc.telemetry.spending import Rejection
 
 
 class Caller:

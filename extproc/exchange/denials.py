@@ -11,7 +11,7 @@ from extproc.guards.final_events import replacement
 from extproc.guards.seam import Verdict
 from extproc.limiter.seam import Decision
 from extproc.plan.guarding import PlannedGuard
-from extproc.refusals import Rejection
+from extproc.telemetry.spending import Rejection
 
 Reply = bytes
 Headers = tuple[tuple[str, str], ...]

@@ -67,6 +67,7 @@ class Directions:
             return denials.rejected(record, "no_provider", 400, found.refusal, message=found.refusal)
         record.provider = found
         record.shared.metrics.guarding.routed(found.name)
+        record.trace(f"selected llm: {found.name}")
         return None
 
     def _change_head(self, change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> None:

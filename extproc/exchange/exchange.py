@@ -187,6 +187,8 @@ class Exchange:
         record = self._record
         record.shared.metrics.misses += 1
         record.end("unmatched")
+        if record.plan.guards.by_name:
+            record.trace("llm proxy plugin disabled")
         if record.plan.no_match is None:
             record.shared.metrics.allowed += 1
             return _NOT_OURS

@@ -154,6 +154,11 @@ class Record:
         """Write a line now."""
         _LOG.log(level, event, extra={"fields": {**self.about, **fields}})
 
+    def trace(self, event: str) -> None:
+        """Write a line now, where somebody looks that closely."""
+        if _LOG.isEnabledFor(logging.DEBUG):
+            self.log(logging.DEBUG, event)
+
     def defect(self, kind: str) -> None:
         """One of ours, on the way of a message of `kind`: called where it is caught."""
         self.shared.metrics.errors += 1

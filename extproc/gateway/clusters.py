@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from extproc.config.address import Address, Tcp, Unix, parse_address
-from extproc.gateway.origins import Origin, is_name, parse_origin
+from extproc.config.origins import Origin, is_name, parse_origin
 
 Json = dict[str, Any]
 

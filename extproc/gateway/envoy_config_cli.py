@@ -32,13 +32,13 @@ from extproc.config.address import Tcp, parse_address
 from extproc.config.errors import ConfigError, Problem
 from extproc.config.load import load_config
 from extproc.config.model import Config
+from extproc.config.origins import parse_origin
 from extproc.gateway import envoy_gateway, istio
 from extproc.gateway.bootstrap import bootstrap
 from extproc.gateway.clusters import SYSTEM_ROOTS
 from extproc.gateway.fitted import Fitted, Unfit, fit
 from extproc.gateway.kubernetes import Where
 from extproc.gateway.listening import listening, port, serves_tls, tls_files
-from extproc.gateway.origins import parse_origin
 from extproc.gateway.routes import USUAL_BUFFER
 
 Json = dict[str, Any]

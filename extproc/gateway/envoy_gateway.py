@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from extproc.config.errors import Problem
+from extproc.config.origins import is_name
 from extproc.gateway.fitted import Fitted, Placed, Unfit
 from extproc.gateway.kubernetes import GROUP, Json, Where, document, http_routes, labels, tcp
-from extproc.gateway.origins import is_name
 from extproc.gateway.processor import RESPONSE_ATTRIBUTES, ext_proc_filter
 
 NOTES = (

@@ -11,9 +11,9 @@ from extproc.config.duration import format_duration
 from extproc.config.errors import Problem, field_path, quoted
 from extproc.config.masking import without_userinfo
 from extproc.config.model import Config
+from extproc.config.origins import Origin, parse_origin
 from extproc.gateway.clusters import EXTPROC, UPSTREAM
 from extproc.gateway.expressions import named
-from extproc.gateway.origins import Origin, parse_origin
 from extproc.gateway.processor import IDENTITIES, REQUEST_ATTRIBUTES, FilterOptions
 from extproc.gateway.routes import USUAL_BUFFER
 from extproc.gateway.waiting import LONGEST, MARGIN, Waiting, active_guards, longest_wait

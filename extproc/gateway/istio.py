@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from extproc.config.address import Tcp
+from extproc.config.origins import is_name
 from extproc.gateway.bootstrap import HCM, PATH_SETTINGS
 from extproc.gateway.fitted import Fitted
 from extproc.gateway.kubernetes import GROUP, Json, Where, document, http_routes, in_cluster, labels, tcp
-from extproc.gateway.origins import is_name
 from extproc.gateway.processor import disabled, ext_proc_filter
 
 Position = Literal["router", "authn"]

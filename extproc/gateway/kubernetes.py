@@ -9,8 +9,8 @@ from typing import Any
 
 from extproc.config.address import Address, Tcp, Unix
 from extproc.config.errors import Problem
+from extproc.config.origins import is_name
 from extproc.gateway.fitted import Fitted, Placed, Unfit
-from extproc.gateway.origins import is_name
 
 Json = dict[str, Any]
 BackendRef = Mapping[str, Any]

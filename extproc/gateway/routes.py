@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from extproc.gateway.origins import Origin
+from extproc.config.origins import Origin
 from extproc.gateway.processor import disabled
 
 Json = dict[str, Any]

@@ -51,10 +51,10 @@ class Counter:
 class EmbeddedLimiter:
     """Limitador's in-memory semantics, answered at once.
 
-    A window starts with its first hit, and ends as the limit's `window` says; a bucket fills steadily. Confined to one thread (one event
-    loop): no method that counts awaits, so calls never interleave and counts are exact however many tasks call.
-    Counters of the same namespace, variables and values share a row; no more than `max_rows` are kept. Beyond that,
-    of a few rows of the largest table the one that expires first gives way.
+    A window starts with its first hit, and ends as the limit's `window` says; a bucket fills steadily. Confined to one
+    thread (one event loop): no method that counts awaits, so calls never interleave and counts are exact however many
+    tasks call. Counters of the same namespace, variables and values share a row; no more than `max_rows` are kept.
+    Beyond that, of a few rows of the largest table the one that expires first gives way.
 
     `clock` gives seconds, from anywhere, never going back; `wall` those since 1970, which calendars go by.
     `tells_quotas` has allowed decisions tell what remains too. `tally` counts the calls.
@@ -123,7 +123,7 @@ class EmbeddedLimiter:
         domain, descriptors, hits = query
         if not domain:
             return _UNKNOWN
-        now, wall = self._clock(), self._wall()
+        now, wall, age = self._clock(), self._wall(), max(0.0, age)
         for group, values in self._limits.touched(domain, descriptors):
             table, _, _, columns = self._places[group]
             row = table.rows.get(key_of(values))

@@ -21,7 +21,7 @@ SLACK = 60.0
 class CounterKeys:
     """The keys of one limit's counters: each begins with `head`, and `slot` is that of all of them."""
 
-    __slots__ = ("_head", "_milliseconds", "head", "limit", "slot")
+    __slots__ = ("_head", "_length", "head", "limit", "slot")
 
     def __init__(self, prefix: str, limit: CompiledLimit) -> None:
         tag = _escaped(limit.identity.namespace).replace("{", "%7B").replace("}", "%7D")
@@ -29,30 +29,32 @@ class CounterKeys:
         self.slot = slot_of(tag)
         self._head = f"{prefix}:{{{tag}}}:{_digest(limit)}:"
         self.head = _encoded(self._head)
-        self._milliseconds = min(limit.window.seconds * 1000, MAX_MILLISECONDS)
+        seconds = limit.window.seconds
+        self._length = -1_000_000 * seconds if limit.steady else min(1000 * seconds, MAX_MILLISECONDS)
 
     def key(self, values: Values, wall: float) -> bytes:
         """The key of the counter of `values` at `wall`, in seconds since 1970."""
         return _encoded(f"{self._head}{':'.join(map(_escaped, values))}{self._tail(wall)}")
 
-    def milliseconds(self, wall: float) -> int:
-        """How long a counter is kept that is opened at `wall`."""
+    def length(self, wall: float) -> int:
+        """For how many milliseconds a window is kept that is opened at `wall`.
+
+        Of a bucket what tells the script that it is one: less than nothing, microseconds in which it fills.
+        """
         if self.limit.window.period(wall):
             return int((self.limit.window.ends_in(wall) + SLACK) * 1000)
-        return self._milliseconds
+        return self._length
 
-    def length(self, wall: float) -> int:
-        """The same as the script is told it; of a bucket less than nothing: microseconds in which it fills."""
-        return -1_000_000 * self.limit.window.seconds if self.limit.steady else self.milliseconds(wall)
+    def most(self, age: float) -> int:
+        """What the script is told of a counter that gives back hits of `age` seconds ago.
 
-    def newest(self, age: float) -> int:
-        """The milliseconds that a window may have left at most which was open `age` seconds ago.
-
-        One of the calendar has its key.
+        The milliseconds that a window may have left which was open then (one of the calendar has its key), or a
+        bucket's maximum.
         """
-        if self.limit.window.period(0.0):
-            return MAX_MILLISECONDS
-        return self._milliseconds - int((age - OPENED) * 1000)
+        limit = self.limit
+        if limit.steady:
+            return limit.max_value
+        return MAX_MILLISECONDS if limit.window.period(0.0) else self._length - int((age - OPENED) * 1000)
 
     def values(self, key: bytes, wall: float) -> Values | None:
         """The inverse of `key`; None for what is not a key of this limit, or one of another period."""

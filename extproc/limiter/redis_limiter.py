@@ -47,6 +47,7 @@ class RedisLimiter:
     def replace_limits(self, limits: LimitSet) -> None:
         """Use `limits` from now on; counters of limits with an unchanged identity keep their hits."""
         self._limits = limits
+        self._steady = any(limit.steady for limit in limits.limits)
         self._keys = {limit: CounterKeys(self._store.prefix, limit) for limit in limits.limits}
 
     async def counters(self, at_most: int) -> list[Counter]:
@@ -71,13 +72,14 @@ class RedisLimiter:
         counted = asked.wall - age
         keys: list[bytes] = []
         arguments: list[Argument] = [mode, hits]
-        tells = mode != "check" or any(limit.steady for limit, _ in touched)
+        tells = self._steady or mode != "check"
         for limit, values in touched:
             counter = self._keys[limit]
             keys.append(counter.key(values, counted))
             if tells:
-                newest = mode == "refund" and not limit.steady
-                arguments += (counter.length(counted), counter.newest(age) if newest else limit.max_value)
+                arguments += (counter.length(counted), counter.most(age) if mode == "refund" else limit.max_value)
+        if self._steady:
+            arguments.append("gcra")
         call = Call(keys, arguments, counter.slot, asked.decision, self._store.unread, timeout)
         self._store.send(call)
         return call.answer

@@ -21,8 +21,8 @@ MAX_SENT = 4
 Mode = Literal["check", "report", "both", "refund"]
 
 SCRIPT = f"""\
--- extproc: KEYS are counters; ARGV is the mode, the hits, then two numbers for every counter; a check of windows alone
--- has none of these.
+-- extproc: KEYS are counters; ARGV is the mode, the hits, then two numbers for every counter, and something more where
+-- there may be buckets; a check of windows alone needs none of these.
 --   of a window   its milliseconds and its maximum; of a refund the milliseconds that it may have left at most
 --   of a bucket   less than nothing: the microseconds in which it fills; its maximum
 -- A window is its hits, and expires. A bucket is the hits that are taken and when that was, in microseconds of TIME; it
@@ -30,7 +30,8 @@ SCRIPT = f"""\
 -- The answer is the hits of every counter before this call, and the milliseconds left: to a window; of a bucket until
 -- one hit less is taken; -2 when there was no such counter. It is the number of the first key that is no counter, when
 -- there is one; then nothing is done.
-local answer, taken, pace, now = {{}}, {{}}, {{}}, nil
+local answer, steady = {{}}, ARGV[3 + 2 * #KEYS]
+local taken, pace, now = steady and {{}}, steady and {{}}, nil
 for i, key in ipairs(KEYS) do
   local value = redis.pcall('GET', key)
   local used, left = 0, -2
@@ -38,8 +39,8 @@ for i, key in ipairs(KEYS) do
     if string.find(value.err, 'WRONGTYPE', 1, true) then return i end
     return value
   end
-  local length = tonumber(ARGV[1 + 2 * i] or 0)
-  if length < 0 then
+  local length = steady and tonumber(ARGV[1 + 2 * i])
+  if steady and length < 0 then
     if not now then
       local time = redis.call('TIME')
       now = time[1] * 1000000 + time[2]
@@ -71,7 +72,7 @@ if mode == 'both' then
 end
 for i, key in ipairs(KEYS) do
   local used, left = answer[2 * i - 1], answer[2 * i]
-  if pace[i] then
+  if steady and pace[i] then
     local missing = mode == 'refund' and math.max(0, taken[i] - hits) or math.min(taken[i] + hits, {MAX_COUNT})
     if missing == 0 then
       redis.call('DEL', key)

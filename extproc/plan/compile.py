@@ -148,6 +148,7 @@ class _Compiler:
         precharge = config.precharge or self._config.precharge
         if precharge.charge == "prompt":
             actions = [self._precharging(action, precharge) for action in actions]
+            self._uncharged(actions, path)
         known = _in_order(action for action in actions if action is not None)
         auth = tuple(action for action in known if isinstance(action, AuthAction))
         limits = [action for action in known if isinstance(action, Action)]
@@ -235,9 +236,24 @@ class _Compiler:
         if not isinstance(action, Action) or action.service.call != "check" or action.phase is Phase.RESPONSE:
             return action
         limiter = self._limiters[action.service.name]
-        refund = limiter.refund if precharge.on_failure == "refund" and isinstance(limiter, Refunding) else None
+        refund = None
+        if precharge.on_failure == "refund":
+            refund = limiter.refund if isinstance(limiter, Refunding) else None
+            if refund is None:
+                self.sources.problem(
+                    "precharge.onFailure", f"`{action.service.name}` cannot give back: only the embedded limiter can"
+                )
         charging = Precharge(limiter.should_rate_limit, refund)
         return replace(action, phase=Phase.REQUEST_BODY, precharge=charging)
+
+    def _uncharged(self, actions: Sequence[_Compilable], path: str) -> None:
+        """A precharge that does nothing, or only half of what is meant."""
+        charging = [action for action in actions if isinstance(action, Action) and action.precharge is not None]
+        reporting = [action for action in actions if isinstance(action, Action) and action.phase is Phase.RESPONSE]
+        if actions and not charging:
+            self.sources.warn(f"{path}.actions", "`precharge` charges nothing: no action is a `ratelimit-check`")
+        elif charging and not reporting:
+            self.sources.warn(f"{path}.actions", "after `precharge` nothing charges the rest: no action reports usage")
 
     def _limits(self) -> BodyLimits:
         bodies = self._config.bodies

@@ -115,6 +115,8 @@ def answer(content: Content, options: Options, wire: Wire, status: int = HTTPSta
     body = _body(content, options, wire)
 
     fields = [f"HTTP/1.1 {status} {_reason(status)}", f"content-type: {options.content_type or content.type}"]
+    if options.name:
+        fields.append(f"x-sim-name: {options.name}")
     if content.streamed:
         fields.append("cache-control: no-cache")
     if wire.encoding != "identity":

@@ -3,6 +3,7 @@
 It answers as the path asks, in JSON or as a stream:
 
     OpenAI      POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses
+    DashScope   POST /compatible-mode/v1/chat/completions
     Azure       POST /openai/deployments/MODEL/chat/completions, .../completions, .../embeddings
     Anthropic   POST /v1/messages
     Gemini      POST /v1beta/models/MODEL:generateContent, ...:streamGenerateContent, also with ?alt=sse,
@@ -44,6 +45,13 @@ command line option (`--frames 200`, the default of all requests). An unknown `x
     status             CODE                             from 400 on with an error in the dialect's shape
     invalid            true|false                       the JSON, also inside of frames, is broken
     echo               true|false                       the answer's body is the request's body
+    body               TEXT                             the answer's body, whatever was asked
+    judge              WORD,...                         answers as a model that guards others: its text is
+                                                        {"result":"deny",...} where the user's messages have
+                                                        one of the words, else {"result":"allow"}
+    judge-as           plain|fenced|quoting             that alone; in a Markdown fence; after a quotation of
+                                                        what the user said
+    name               NAME                             in the header x-sim-name of the answer
     content-type       TYPE                             instead of the fitting one
     cut-frames         N                                the connection ends after so many frames
     cut-bytes          BYTES                            the connection ends after so many body bytes
@@ -63,6 +71,7 @@ Usage = Literal["auto", "last", "every", "none", "null"]
 Variant = Literal["openai", "vllm", "deepseek", "mistral", "openrouter"]
 Encoding = Literal["identity", "gzip", "deflate", "br", "zstd"]
 Framing = Literal["auto", "length", "chunked", "close"]
+JudgeAs = Literal["plain", "fenced", "quoting"]
 Parse = Callable[[str], Any]
 
 HEADER_PREFIX = "x-sim-"
@@ -121,6 +130,10 @@ def _line(text: str) -> str:
     return text
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
 def _trailers(text: str) -> tuple[tuple[str, str], ...]:
     fields = []
     for item in _line(text).split(","):
@@ -146,10 +159,12 @@ _FLAG = _read_by(_truth)
 _TEXT = _read_by(str)
 _LINE = _read_by(_line)
 _TRAILERS = _read_by(_trailers)
+_WORDS = _read_by(_words)
 _USAGE = _read_by(_one_of(*get_args(Usage)))
 _VARIANT = _read_by(_one_of(*get_args(Variant)))
 _ENCODING = _read_by(_one_of(*get_args(Encoding)))
 _FRAMING = _read_by(_one_of(*get_args(Framing)))
+_JUDGE_AS = _read_by(_one_of(*get_args(JudgeAs)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -180,6 +195,10 @@ class Options:
     status: int = field(default=200, metadata=_STATUS)
     invalid: bool = field(default=False, metadata=_FLAG)
     echo: bool = field(default=False, metadata=_FLAG)
+    body: str = field(default="", metadata=_TEXT)
+    judge: tuple[str, ...] = field(default=(), metadata=_WORDS)
+    judge_as: JudgeAs = field(default="plain", metadata=_JUDGE_AS)
+    name: str = field(default="", metadata=_LINE)
     content_type: str = field(default="", metadata=_LINE)
     cut_frames: int | None = field(default=None, metadata=_COUNT)
     cut_bytes: int | None = field(default=None, metadata=_COUNT)
@@ -189,6 +208,12 @@ class Options:
     @property
     def total(self) -> int:
         return self.prompt_tokens + self.completion_tokens if self.total_tokens is None else self.total_tokens
+
+    @property
+    def is_particular(self) -> bool:
+        """Whether an answer depends on more of its request than the question."""
+        reads_body = self.echo or bool(self.body) or bool(self.judge)
+        return reads_body or self.require_length or self.encoding != "identity"
 
     def updated(self, query: Iterable[tuple[str, str]], headers: Iterable[tuple[str, str]]) -> Options:
         """These options with a request's own; raises OptionError. `headers` are the `x-sim-` ones."""

@@ -16,6 +16,7 @@ from extproc.simulator.contents import JSON, Content, fixed
 from extproc.simulator.dialects import Route, route
 from extproc.simulator.dialects.dialect import Endpoint, Question
 from extproc.simulator.dialects.openai import failure
+from extproc.simulator.judge import judging
 from extproc.simulator.options import HEADER_PREFIX, OptionError, Options
 
 KEPT_REQUESTS = 100
@@ -114,9 +115,7 @@ class Service:
         self._seen.append(short)
 
     def _completion(self, found: Route, request: Request) -> Answer | bytes:
-        options = self.options
-        negotiated = options.encoding != "identity"
-        if request.method != b"POST" or not request.keep_alive or negotiated or options.echo or options.require_length:
+        if request.method != b"POST" or not request.keep_alive or self.options.is_particular:
             return self._special_answer(found, request)
         return self._usual(found.endpoint, _question(found, request.body))
 
@@ -134,11 +133,12 @@ class Service:
             question = Question(found.model or DEFAULT_MODEL)
         elif request.method != b"POST":
             raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "use POST")
-        elif options.echo:
-            body = request.body
+        elif options.echo or options.body:
+            body = request.body if options.echo else options.body.encode()
             return answer(Content(JSON, lambda: iter((body,))), options, _wire(request, options), options.status)
         else:
             question = _question(found, request.body, sse=("alt", "sse") in query)
+            options = judging(options, request.body)
         return self._complete(found.endpoint, question, options, _wire(request, options))
 
     def _complete(self, endpoint: Endpoint, question: Question, options: Options, wire: Wire) -> Answer:

@@ -24,7 +24,8 @@ Who = tuple[str, ...]
 Rejection = Literal[
     "unauthenticated", "unauthorized", "model", "no_limit", "no_match", "no_provider", "no_selector", "body", "guard"
 ]
-"""Why a request was answered 401, 403 or 404: nobody known, not allowed, not this model, no limit, no action set."""
+"""Why a request was answered 400 to 404: caller unknown; caller known and refused; model not allowed; no limit for the
+caller; no action set; no provider; no header that a prompt limit goes by; a body that cannot be read; a guard."""
 
 MAX_NAMESPACES: Final = 100
 MAX_LIMITS: Final = 500

@@ -130,7 +130,7 @@ async def test_any_sequence_of_calls_is_answered_as_by_the_limiter_in_memory(sha
                 limits = [limit.model_copy(update={"max_value": choose.randrange(12)}) for limit in limits]
                 memory.replace_limits(LimitSet(limits))
                 redis.replace_limits(LimitSet(limits))
-            method, query = choose.choice(["check", "report", "should_rate_limit"]), _query(choose)
+            method, query = choose.choice(["check", "report", "should_rate_limit", "refund"]), _query(choose)
             expected = await answer(memory, method, query)
             found = await answer(redis.view(PATIENT), method, query)
             assert _rounded(found) == _rounded(expected), (seed, method, query)

@@ -99,4 +99,4 @@ def test_a_counter_of_the_calendar_is_of_its_period() -> None:
     key = keys.key(("a", "b"), WALL)
     assert keys.values(key, WALL + 59) == ("a", "b")
     assert keys.values(key, WALL + 60) is None
-    assert keys.milliseconds(WALL + 59) == 61_000
+    assert keys.length(WALL + 59) == 61_000

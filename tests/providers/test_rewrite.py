@@ -9,7 +9,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.json_trees import Object, documents, put, remove, write
+from support.json_trees import Object, documents, put, remove, tokens, write
 
 from extproc.bodies.json_edit import Uneditable
 from extproc.providers.rewrite import Rewrite
@@ -139,12 +139,13 @@ def test_everything_else_is_equal(tree: Object, model: str | None) -> None:
 
 @given(documents())
 def test_one_step_equals_two(tree: Object) -> None:
+    """To the byte when the model comes last; the other way around, space may differ where all other members go."""
     body = write(tree).encode("utf-8", "surrogatepass")
     at_once = DEFAULT.apply(body, "m") or body
     removed = DEFAULT.apply(body, None) or body
     put_first = UNTOUCHED.apply(body, "m") or body
     assert at_once == (UNTOUCHED.apply(removed, "m") or removed)
-    assert at_once == (DEFAULT.apply(put_first, None) or put_first)
+    assert tokens(at_once) == tokens(DEFAULT.apply(put_first, None) or put_first)
 
 
 def test_broken_bodies_raise_nothing_else() -> None:

@@ -18,7 +18,7 @@ from extproc.config.model import Limit, Service
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.limits import LimitSet
 from extproc.limiter.messages import Unreadable
-from extproc.limiter.seam import Code, Decision, LimiterError, Query, Quota
+from extproc.limiter.seam import Code, Decision, LimiterError, Query, Quota, Refunding
 from extproc.transport.listener import ListenError
 from extproc.workers.counters import CountersServer
 from extproc.workers.shared import SharedCounters
@@ -118,6 +118,20 @@ async def test_others_count_where_the_first_does(tmp_path: Path) -> None:
         assert [decision.code for decision in asked].count(Code.OK) == 3
         refusals = [await third.check(QUERY), await second.should_rate_limit(QUERY), first.check(QUERY)]
         assert [(refusal.code, refusal.limit) for refusal in refusals] == [(Code.OVER_LIMIT, "five")] * 3
+
+
+async def test_what_another_worker_counted_can_be_given_back(tmp_path: Path) -> None:
+    """By any of them, with the age that tells whose window it was."""
+    path, first = tmp_path / "c.sock", embedded()
+    async with counting(path, first), sharing(path) as one, sharing(path) as other:
+        second, third = one.limiter_for(service()), other.limiter_for(service())
+        await second.report(QUERY._replace(hits_addend=4))
+        assert (await third.refund(QUERY._replace(hits_addend=3))).code is Code.OK
+        assert [counter.used for counter in first.snapshot()] == [1]
+        await third.refund(QUERY, age=3_600.0)
+        await second.refund(QUERY._replace(hits_addend=0))
+        assert [counter.used for counter in first.snapshot()] == [1]
+        assert all(isinstance(limiter, Refunding) for limiter in (first, second, third))
 
 
 async def test_the_first_comes_back(tmp_path: Path) -> None:
@@ -230,11 +244,12 @@ async def test_questions_that_are_none(tmp_path: Path) -> None:
     async with counting(path, embedded()), sharing(path) as shared:
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(encode_frame(5, Kind.DECISION, b"") + encode_frame(6, Kind.CHECK, b"\xff"))
+        writer.write(encode_frame(7, Kind.REFUND, b"age") + encode_frame(8, Kind.REFUND, b"\xff" * 9))
         frames = Frames()
         found: list[Frame] = []
-        while len(found) < 2:
+        while len(found) < 4:
             found += frames.feed(await reader.read(1000))
-        assert [(frame.number, frame.kind) for frame in found] == [(5, Kind.UNREADABLE), (6, Kind.UNREADABLE)]
+        assert [(frame.number, frame.kind) for frame in found] == [(n, Kind.UNREADABLE) for n in (5, 6, 7, 8)]
         writer.write(b"\xff" * 9)
         assert await reader.read() == b""
         writer.close()

@@ -63,6 +63,20 @@ def write(tree: Tree) -> str:
             return f"{{{','.join(written) or blank}}}"
 
 
+def tokens(document: bytes) -> str:
+    """What a document says, in order, duplicates and the spelling of numbers included; without space."""
+    text = document.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogatepass")
+    pairs = json.loads(
+        text,
+        strict=False,
+        object_pairs_hook=tuple,
+        parse_int=str.strip,
+        parse_float=str.strip,
+        parse_constant=str.strip,
+    )
+    return repr(pairs)
+
+
 def remove(tree: Tree, way: Sequence[str]) -> None:
     """Take out the members that `way` leads to."""
     if isinstance(tree, List):

@@ -228,6 +228,7 @@ _DEPLOYMENT = "/openai/deployments/{model}"
 
 ENDPOINTS = (
     Endpoint("/v1/chat/completions", functools.partial(_completion, "chat", None), failure),
+    Endpoint("/compatible-mode/v1/chat/completions", functools.partial(_completion, "chat", None), failure),
     Endpoint("/v1/completions", functools.partial(_completion, "text", None), failure),
     Endpoint("/v1/embeddings", _embeddings, failure, streams="never"),
     Endpoint(f"{_DEPLOYMENT}/chat/completions", functools.partial(_completion, "chat", _AZURE), failure),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from extproc.gateway.origins import Origin, is_name, parse_origin
+from extproc.config.origins import Origin, is_name, parse_origin
 
 
 @pytest.mark.parametrize(
