@@ -28,8 +28,9 @@ class Stack:
     """`async with Stack(config) as stack:` runs client -> Envoy -> model, with a server for `config` attached.
 
     `config` gets free ports unless it names its own. `model` are the simulated model's options, `gateway` the
-    keyword arguments of `bootstrap`; `clock` gives the seconds that the embedded limiter's windows go by. Raises what
-    its parts raise: ConfigError, EnvoyNotFound, PortInUse ...
+    keyword arguments of `bootstrap`; `providers` are options of more such models, by the value of the routing header
+    with which requests get there. `clock` gives the seconds that the embedded limiter's windows go by. Raises what its
+    parts raise: ConfigError, EnvoyNotFound, PortInUse ...
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Stack:
         *,
         model: Options | None = None,
         gateway: Mapping[str, Any] | None = None,
+        providers: Mapping[str, Options] | None = None,
         directory: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,6 +48,7 @@ class Stack:
         self._directory = directory
         self._clock = clock
         self.model = Simulator(options=model or Options())
+        self.providers = {name: Simulator(options=options) for name, options in (providers or {}).items()}
         self.server: Server
         self.envoy: EnvoyProcess
         self.config_file: Path
@@ -55,12 +58,18 @@ class Stack:
             directory = self._directory or Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="extproc-")))
             self.config_file = directory / "extproc.json"
             self.configure(self._config)
-            await parts.enter_async_context(self.model)
+            for model in (self.model, *self.providers.values()):
+                await parts.enter_async_context(model)
             self.server = Server(self.config_file, clock=self._clock)
             self.server.load()
             await self.server.start()
             parts.push_async_callback(self.server.drain)
-            options = {"upstream": self.model.address, "extproc": self.server.addresses[0], **self._gateway}
+            options = {
+                "upstream": self.model.address,
+                "extproc": self.server.addresses[0],
+                "providers": {name: provider.address for name, provider in self.providers.items()},
+                **self._gateway,
+            }
             self.envoy = await parts.enter_async_context(EnvoyProcess(bootstrap(**options)))
             self._parts = parts.pop_all()
         return self

@@ -30,6 +30,7 @@ class AnswerReading:
     """Reads one answer, from its headers on."""
 
     __slots__ = (
+        "_broken",
         "_expected",
         "_frames",
         "_guarded",
@@ -47,6 +48,7 @@ class AnswerReading:
         self._frames: UsageFrameFilter | None = None
         self._guarded: GuardedAnswer | None = None
         self._undigested = b""
+        self._broken = False
         self.reader = reader
         self.received = 0
         self.first_byte = 0.0
@@ -107,7 +109,22 @@ class AnswerReading:
         """Read what was replied to before it was read."""
         if self._undigested:
             chunk, self._undigested = self._undigested, b""
-            self.reader.feed(chunk)
+            try:
+                if not self._broken:
+                    self.reader.feed(chunk)
+            except Exception:  # noqa: BLE001 - a defect of ours costs the count, not the answer
+                self._broken = True
+                self._record.defect("response_body")
+
+    def close(self) -> None:
+        """The answer is over."""
+        self.digest()
+        self.reader.close()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether there was something, and all of it was read."""
+        return bool(self.received) and not self._broken
 
     def _without_usage_frame(self, frames: UsageFrameFilter, body: bytes, *, last: bool) -> bytes:
         """What the client is to see of a piece."""

@@ -107,13 +107,22 @@ class Exchange:
         """A defect of ours: before the call it is a missing decision, after it the answer goes on (G3)."""
         record = self._record
         record.defect(kind)
-        self._answer = None
-        # A defect before the action set is found must not open a way around all of them.
-        possible = record.plan.action_sets if record.action_set is None else (record.action_set,)
         undecided = record.state in (State.NEW, State.REQUEST) and kind.startswith("request_")
-        if undecided and any(action_set.denies_on_failure for action_set in possible):
+        if undecided and record.denies_on_failure:
             return denials.broken(record)
+        if record.guards_answers and kind.startswith("response_"):
+            return self._swallowed(kind, message)
+        self._answer = None
         return self._unchanged(kind, message) + (record.changes if kind == "request_headers" else b"")
+
+    def _swallowed(self, kind: str, message: ProcessingRequest) -> Reply:
+        """Nothing of an answer passes that nobody has looked at."""
+        if kind == "response_headers":
+            return denials.broken(self._record)
+        if kind == "response_trailers":
+            return replies.CONTINUE[kind]
+        duplex = self._record.duplex_response
+        return replies.streamed_body(kind, message, b"") if duplex else replies.response_body(b"")
 
     def _unchanged(self, kind: str, message: ProcessingRequest) -> Reply:
         """Let a body chunk pass; in full duplex that means to send it back."""
@@ -125,17 +134,10 @@ class Exchange:
 
         The stream may be ended then: Envoy goes on without us, but for full duplex, where it waits for every chunk.
         """
-        self._digest()
+        if self._answer is not None:
+            self._answer.digest()
         record = self._record
         return record.state is State.SETTLED and not (record.duplex_request or record.duplex_response)
-
-    def _digest(self) -> None:
-        if self._answer is not None:
-            try:
-                self._answer.digest()
-            except Exception:  # noqa: BLE001 - as in `receive`
-                self._record.defect("response_body")
-                self._answer = None
 
     def close(self) -> None:
         """The stream is over: settle with what is known, unless that is done."""
@@ -296,11 +298,11 @@ class Exchange:
     def _settle(self, ending: Ending) -> Pending:
         """End the exchange: report what the model used, if it was called and answered. What is under way of that."""
         record = self._record
-        self._digest()
+        self.digest()
         answer, self._answer = self._answer, None
         record.state = State.SETTLED
         if answer is not None:
-            answer.reader.close()
+            answer.close()
             if ending == "client_gone" and answer.reader.mid_event:
                 ending = "upstream_cut"
         if ending == "complete" and record.status >= 400:
@@ -308,7 +310,7 @@ class Exchange:
         record.shared.metrics.exchange_ended(ending)
         if answer is None and record.precharged:
             give_all_back(record)
-        if answer is None or not (answer.received and self._counts) or ending == "denied" or ending == "unmatched":
+        if answer is None or not (answer.is_read and self._counts) or ending == "denied" or ending == "unmatched":
             return []
         self._settlement = Settlement(record, answer.first_byte)
         return self._settlement.settle(answer.reader, answer.received, ending, is_text=answer.is_text)

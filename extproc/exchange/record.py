@@ -165,6 +165,15 @@ class Record:
         _LOG.exception("internal error", extra={"fields": {"request_id": self.request_id, "message": kind}})
 
     @property
+    def denies_on_failure(self) -> bool:
+        """Whether a decision that is not reached may be a refusal."""
+        plan, action_set = self.plan, self.action_set
+        if action_set is None:  # a defect before it is found must not open a way around all of them
+            return plan.denies_on_failure
+        guarded = any(planned.guard.enforces for planned in self.guards or plan.guards.by_name.values())
+        return action_set.denies_on_failure or guarded or (plan.routing is not None and action_set.routed)
+
+    @property
     def guards_answers(self) -> bool:
         """Whether somebody looks at what is answered."""
         return any(planned.guard.answers is not None for planned in self.guards)

@@ -123,6 +123,8 @@ class EmbeddedLimiter:
         domain, descriptors, hits = query
         if not domain:
             return _UNKNOWN
+        if not hits:
+            return _OK
         now, wall, age = self._clock(), self._wall(), max(0.0, age)
         for group, values in self._limits.touched(domain, descriptors):
             table, _, _, columns = self._places[group]

@@ -114,3 +114,10 @@ class Plan:
     buffer: int
     """Bytes of a request that Envoy surely holds."""
     request_id_header: str | None
+
+    @property
+    def denies_on_failure(self) -> bool:
+        """Whether a decision that is not reached may be a refusal, of whatever request."""
+        denies = any(action_set.denies_on_failure for action_set in self.action_sets)
+        guards = any(planned.guard.enforces for planned in self.guards.by_name.values())
+        return denies or guards or self.routing is not None

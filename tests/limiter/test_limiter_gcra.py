@@ -222,12 +222,12 @@ def test_a_bucket_costs_eight_bytes_more_than_a_window(make, clock) -> None:
     def size(*limits: Limit) -> float:
         tracemalloc.start()
         limiter = limiter_of(clock, *limits)
-        for number in range(20_000):
+        for number in range(8_000):
             limiter.report(make.query(user=f"{number:036}"))
         found = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        assert len(limiter) == 20_000
-        return found / 20_000
+        assert len(limiter) == 8_000
+        return found / 8_000
 
     lengths = (3_600, 7_200, 86_400)
     windows = size(*(make.limit(9, seconds, variables=USER) for seconds in lengths))
