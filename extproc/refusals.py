@@ -115,8 +115,14 @@ class Refusals:
     body: bytes | None = None
     tells_limits: bool = True
 
-    def limited(self, decision: Decision, headers: Headers = (), *, request_id: str = "") -> bytes:
-        """The serialised reply to a request over its limit; `headers` are what earlier answers wanted shown."""
+    def limited(
+        self, decision: Decision, headers: Headers = (), body: bytes | None = None, *, request_id: str = ""
+    ) -> bytes:
+        """The serialised reply to a request over its limit; `headers` are what earlier answers wanted shown.
+
+        A `body` is in place of the configured one.
+        """
+        given = self.body if body is None else body
         limit, quotas = (decision.limit, decision.quotas) if self.tells_limits else ("", ())
         wait = retry_after(quotas)
         told = ratelimit_headers(quotas)
@@ -125,8 +131,8 @@ class Refusals:
         never = bool(quotas) and wait is None
         if never or (wait or 0) > LONGEST_WAIT:
             told += (("x-should-retry", "false"),)
-        body = self._body("limited", _limited_message(limit, quotas, wait), request_id, self.body)
-        own = self._own_headers(request_id, self.body)
+        body = self._body("limited", _limited_message(limit, quotas, wait), request_id, given)
+        own = self._own_headers(request_id, given)
         return replies.immediate(
             self.status, body, _merged(own, self.headers, told, headers, decision.headers), details="over_limit"
         )

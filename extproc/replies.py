@@ -126,13 +126,6 @@ def with_headers(reply: bytes, headers: Headers) -> bytes:
     return response.SerializeToString()
 
 
-def with_body(reply: bytes, body: bytes) -> bytes:
-    """A serialised immediate response with another body."""
-    response = ProcessingResponse.FromString(reply)
-    response.immediate_response.body = body
-    return response.SerializeToString()
-
-
 def usage(namespace: str, usage: Usage, hits: int | None, *, streaming: bool) -> bytes:
     """Dynamic metadata to put behind any reply, for access logs: what was used and `hits` of it reported (G10, S4.13).
 

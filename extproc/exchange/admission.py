@@ -9,12 +9,14 @@ place. What guards refuse has cost nothing that is counted with the body; limits
 
 from __future__ import annotations
 
+import asyncio
+
 from extproc import replies
-from extproc.bodies.json_edit import Uneditable, read_object
+from extproc.bodies.json_edit import Uneditable
 from extproc.bodies.request_reader import RequestReaderFactory
 from extproc.exchange import denials
 from extproc.exchange.callers import Caller
-from extproc.exchange.directions import Directions
+from extproc.exchange.directions import Directions, not_routed
 from extproc.exchange.guarding import Guarding
 from extproc.exchange.limits import Limits
 from extproc.exchange.record import Record, State
@@ -24,18 +26,23 @@ from extproc.identity.model_guard import ModelGuard
 from extproc.limiter.seam import MAX_HITS
 from extproc.plan.plan import ActionSet
 from extproc.providers.prompt_limits import Selection
-from extproc.usage.estimate import Estimate, Job
+from extproc.usage.estimate import Estimate, Job, by_size
 from extproc.usage.held import HeldPrompt
 from extproc.usage.include_usage import with_include_usage
 from extproc.wire.external_processor_pb2 import ProcessingRequest
 
 Reply = bytes
+COUNTING = 0.25
+"""Seconds that counting the tokens of a prompt may take before the call."""
+_PLAIN = ("", "identity")
+"""Content codings that are none."""
 
 
 class Admission:
     """Lets one request pass to the model, or not."""
 
     __slots__ = (
+        "_allowed",
         "_body",
         "_directions",
         "_guarding",
@@ -51,7 +58,8 @@ class Admission:
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._limits = Limits(record, self._prompt_tokens)
+        self._limits = Limits(record)
+        self._allowed: frozenset[str] | None = None
         self._body: RequestBody | None = None
         self._model_guard: ModelGuard | None = None
         self._guarding: Guarding | None = None
@@ -66,21 +74,26 @@ class Admission:
         """The head of the request is there."""
         record = self._record
         assert record.evaluation is not None
-        caller = Caller()
-        refusal = await caller.identify(record, facts) or self._direct(facts, has_body=has_body)
+        action_set = record.evaluation.action_set
+        refusal = None
+        if action_set.auth_actions:
+            caller = Caller()
+            refusal = await caller.identify(record, facts)
+            self._allowed = caller.models
+        if refusal is None and record.plan.directs:
+            refusal = self._direct(facts, has_body=has_body)
         if refusal is not None:
             return refusal
         record.evaluation.begin()
         record.who = record.plan.labels.of(facts)
-        action_set = record.evaluation.action_set
         if has_body:
             self._reading = self._needed(facts)
-        if caller.models is not None:
-            refusal = self._guard_models(caller.models, facts, has_body=has_body)
-        if refusal is None and self._is_strict and record.streamed_request:
+        if self._allowed is not None:
+            refusal = self._guard_models(self._allowed, facts, has_body=has_body)
+        if record.streamed_request and refusal is None and self._is_strict:
             refusal = denials.failed(record, "nothing can be decided on a request body that the gateway does not hold")
         if refusal is None:
-            refusal = await self._limits.ask(self._actions_at_head(action_set))
+            refusal = await self._limits.ask(self._actions_at_head(action_set), self._prompt_tokens)
         if refusal is None and not self._waits:
             refusal = self._forward()
         if refusal is not None:
@@ -112,13 +125,14 @@ class Admission:
         refusal = self._unfit(record.action_set, body, whole=whole)
         if refusal is None and record.state is State.REQUEST:
             refusal = await self._decide(body, whole=whole)
-        if refusal is not None:
-            reply = refusal
-        elif message is not None and whole:
+        if refusal is None and message is not None and whole:
             reply = self._edited(message, body, reply)
+        # Last: until then a defect is a missing decision.
+        if refusal is None and record.state is State.REQUEST:
+            refusal = self._forward()
         body.forget()
         self._guarding = None
-        return reply
+        return reply if refusal is None else refusal
 
     def asking_for_usage(self, message: ProcessingRequest, reply: Reply) -> Reply:
         """In full duplex, where the end of a body may be told later: the reply to its first piece."""
@@ -139,7 +153,10 @@ class Admission:
         record.guards = record.plan.guards.of(facts.host, record.action_set.guards)
         if record.guards and has_body:
             self._guarding = Guarding(record, facts)
-        if routing is None or not record.action_set.routed or not routing.hosts.find(facts.host):
+        if routing is None:
+            return None
+        if not record.action_set.routed or not routing.hosts.find(facts.host):
+            record.changes += not_routed(routing, facts)
             return None
         if routing.prompts is not None:
             self._selection = routing.prompts.queries.select(facts)
@@ -180,6 +197,7 @@ class Admission:
         reader = factory.open(facts.header("content-type") or "", facts.header("content-encoding") or "")
         self._record.prompt = HeldPrompt(self._record.shared.prompts)
         self._body = RequestBody(self._record.prompt, reader)
+        self._body.is_encoded = (facts.header("content-encoding") or "identity").strip().lower() not in _PLAIN
 
     def _guard_models(self, models: frozenset[str], facts: RequestFacts, *, has_body: bool) -> Reply | None:
         record = self._record
@@ -209,18 +227,8 @@ class Admission:
             return denials.rejected(record, "model", 403, "the model is not allowed")
         if action_set.decides_on_body and body.unread is not None and action_set.denies_on_failure:
             return denials.unreadable(record, body.unread)
-        if self._edits and body.unread == "encoding":
-            return denials.unreadable(record, body.unread)
-        return self._uneditable(body) if self._edits else None
-
-    def _uneditable(self, body: RequestBody) -> Reply | None:
-        """What the parser says of a body that is to be edited and cannot be (S2.10)."""
-        if not body.data.strip():
-            return None  # S2.11
-        try:
-            read_object(body.data, body.document)
-        except Uneditable as error:
-            return denials.rejected(self._record, "body", 400, "the request body is no JSON object", message=f"{error}")
+        if self._edits and body.is_encoded:
+            return denials.unreadable(record, "encoding")
         return None
 
     async def _decide(self, body: RequestBody, *, whole: bool) -> Reply | None:
@@ -230,16 +238,28 @@ class Admission:
         refusal = None
         if self._directions is not None and self._directions.waits:
             refusal = self._directions.by_model(record.model)
+        if refusal is None and not self._may_send_model:
+            refusal = denials.rejected(record, "model", 403, "the model of the provider is not allowed")
         if refusal is None and self._guarding is not None:
             refusal = await self._guarding.ask(body, whole=whole)
+        if refusal is None and self._edits:
+            refusal = self._rewrite(body)
         if refusal is None:
             record.evaluation.request_is_there(body.values, body.data)
-            refusal = await self._limits.ask(len(record.action_set.request_actions))
+            refusal = await self._limits.ask(len(record.action_set.request_actions), self._prompt_tokens)
         routing = record.plan.routing
         if refusal is None and self._edits and routing is not None and routing.prompts is not None:
             model = self._model_sent
-            refusal = await self._limits.ask_about_prompt(routing.prompts, self._selection, model)
-        return self._forward() if refusal is None else refusal
+            refusal = await self._limits.ask_about_prompt(routing.prompts, self._selection, model, self._prompt_tokens)
+        return refusal
+
+    @property
+    def _may_send_model(self) -> bool:
+        """Whether the caller may ask for what the provider makes of the model; by another name it is the same model."""
+        provider, asked = self._record.provider, self._record.model
+        if self._allowed is None or provider is None or not self._edits or provider.aliases.find(asked) is not None:
+            return True
+        return provider.model in (None, asked) or provider.model in self._allowed
 
     @property
     def _model_sent(self) -> str:
@@ -251,11 +271,22 @@ class Admission:
     async def _prompt_tokens(self) -> int:
         if self._tokens is None:
             data = b"" if self._body is None else self._body.data
-            found = self._record.shared.estimator.estimate(Job(self._model_sent, data, len(data)))
-            estimate = found if isinstance(found, Estimate) else await found
+            estimate = await self._estimated(Job(self._model_sent, data, len(data)))
             self._record.shared.metrics.estimated(estimate.method)
             self._tokens = min(estimate.prompt, MAX_HITS)
         return self._tokens
+
+    async def _estimated(self, job: Job) -> Estimate:
+        """By the size of the prompt where counting takes too long: Envoy waits for a request that long, not longer."""
+        estimator = self._record.shared.estimator
+        found = estimator.estimate(job)
+        if isinstance(found, Estimate):
+            return found
+        try:
+            async with asyncio.timeout(COUNTING):
+                return await found
+        except TimeoutError:
+            return by_size(job)
 
     def _forward(self) -> Reply | None:
         """The request goes to the model, unless it has to be in some limit and is in none."""
@@ -264,6 +295,7 @@ class Admission:
         if record.action_set.denies_without_limit and not self._limits.limited:
             return denials.rejected(record, "no_limit", 403, "no limit applies")
         record.state = State.FORWARDED
+        record.called = True
         record.shared.metrics.allowed += 1
         if record.namespace:
             record.shared.spending.allowed(record.who, record.namespace)
@@ -275,7 +307,6 @@ class Admission:
         # A gateway that is configured to stream has sent the length already, and the beginning of what is in pieces.
         if not body.in_one_piece or (record.streamed_request and not record.duplex_request):
             return reply
-        self._rewrite(body)
         self._ask_for_usage(body)
         if body.edited and record.duplex_request:
             return replies.streamed_body("request_body", message, body.data)
@@ -283,15 +314,22 @@ class Admission:
             reply = replies.request_body(body.data, keeps_length=self._reading == "editable")
         return reply if self._directions is None else reply + self._directions.changes
 
-    def _rewrite(self, body: RequestBody) -> None:
-        """What the provider is not to see, and what it calls the model (S2.9)."""
+    def _rewrite(self, body: RequestBody) -> Reply | None:
+        """Take out what the provider is not to see, and put in what it calls the model (S2.9).
+
+        What cannot be edited is refused in the parser's words (S2.10).
+        """
         record = self._record
-        if not self._edits or record.plan.routing is None or record.provider is None or not body.data.strip():
-            return
+        assert record.plan.routing is not None
+        assert record.provider is not None
         document = None if body.edited else body.document
-        edited = record.plan.routing.rewrite.apply(body.data, record.provider.model_for(record.model), document)
+        try:
+            edited = record.plan.routing.rewrite.apply(body.data, record.provider.model_for(record.model), document)
+        except Uneditable as error:
+            return denials.rejected(record, "body", 400, "the request body cannot be edited", message=f"{error}")
         if edited is not None:
             body.replace(edited)
+        return None
 
     def _ask_for_usage(self, body: RequestBody) -> None:
         """Have the model report the usage of a stream whose client did not ask for it (S0.D6)."""

@@ -96,19 +96,18 @@ def withheld(record: Record, planned: PlannedGuard) -> Reply:
 def over_prompt_limit(record: Record, decision: Decision, legacy_body: bytes | None) -> Reply:
     """A prompt is more than a limit has left; `legacy_body` are Plano's words for it."""
     record.shared.metrics.guarding.prompts_limited += 1
-    reply = over_limit(record, decision)
-    return reply if legacy_body is None else replies.with_body(reply, legacy_body)
+    return over_limit(record, decision, legacy_body)
 
 
-def over_limit(record: Record, decision: Decision) -> Reply:
-    """A limiter refused."""
+def over_limit(record: Record, decision: Decision, body: bytes | None = None) -> Reply:
+    """A limiter refused; `body` is in place of the usual one."""
     assert record.action_set is not None
     record.shared.metrics.denied += 1
     record.shared.spending.refused(record.who, record.namespace, decision.limit)
     record.end("denied")
     fields = {**record.about, "decision": "denied", "code": "OVER_LIMIT", "limit": decision.limit}
     record.shared.decisions.note("denied", fields)
-    return record.action_set.refusals.limited(decision, record.shown, request_id=record.request_id)
+    return record.action_set.refusals.limited(decision, record.shown, body, request_id=record.request_id)
 
 
 def too_large(record: Record) -> Reply:

@@ -37,6 +37,7 @@ class Directions:
             found = choice.by_head(facts, self._routing.ruled(facts))
         except ActionFailure as error:
             return denials.failed(self._record, f"routing.rules: {error}")
+        facts.change_headers((), (*stripped, self._routing.header))
         if found is None and self.edits:
             self.waits = True
             self._change_head((), stripped)
@@ -46,8 +47,8 @@ class Directions:
         refusal = self._take(found)
         if refusal is None and isinstance(found, Provider):
             self._change_head(found.set_headers, (*stripped, *found.remove_headers))
-        # A credential is for the provider alone: no expression gets to see it.
-        facts.change_headers((), stripped)
+            # A credential is for the provider alone: no expression gets to see it.
+            facts.change_headers(((self._routing.header, found.destination),), ())
         return refusal
 
     def by_model(self, model: str) -> Reply | None:
@@ -72,3 +73,11 @@ class Directions:
 
     def _change_head(self, change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> None:
         self._record.changes += replies.request_changes(change, remove, reroute=bool(change))
+
+
+def not_routed(routing: Routing, facts: RequestFacts) -> bytes:
+    """More of the reply to a request whose provider is not ours to choose, nor its client's."""
+    header = (routing.header,) if routing.header in facts.headers else ()
+    removed = (*routing.choice.stripped(facts), *header)
+    facts.change_headers((), removed)
+    return replies.request_changes((), removed, reroute=True) if removed else b""

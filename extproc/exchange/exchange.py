@@ -22,8 +22,9 @@ from extproc.eager import begin
 from extproc.exchange import denials
 from extproc.exchange.admission import Admission
 from extproc.exchange.answer import IGNORE, AnswerReading, ends, headers_of, length_of, with_shown
+from extproc.exchange.directions import not_routed
 from extproc.exchange.record import Record, State, Surroundings
-from extproc.exchange.refunds import give_all_back
+from extproc.exchange.refunds import give_back
 from extproc.exchange.settlement import Pending, Settlement
 from extproc.facts import RequestFacts, attribute
 from extproc.limiter.quotas import ratelimit_headers
@@ -148,6 +149,8 @@ class Exchange:
                 self._settle("client_gone" if record.action_set is not None else "unmatched")
             except Exception:  # noqa: BLE001 - as in `receive`
                 record.defect("settlement")
+        if record.precharged and self._settlement is None:
+            give_back(record, called=record.called)
         if record.prompt is not None:
             record.prompt.release()
 
@@ -164,7 +167,7 @@ class Exchange:
             evaluation = Evaluation.of(route, facts)
         except ActionFailure as error:
             return denials.failed(record, f"route: {error}")
-        if evaluation is None:
+        if evaluation is None and record.plan.no_match is None:
             evaluation = self._bare(facts)
         if evaluation is None:
             return self._unmatched(facts)
@@ -193,7 +196,8 @@ class Exchange:
             record.trace("llm proxy plugin disabled")
         if record.plan.no_match is None:
             record.shared.metrics.allowed += 1
-            return _NOT_OURS
+            routing = record.plan.routing
+            return _NOT_OURS if routing is None else _NOT_OURS + not_routed(routing, facts)
         self._note_ids(facts)
         return denials.unmatched(record)
 
@@ -308,8 +312,6 @@ class Exchange:
         if ending == "complete" and record.status >= 400:
             ending = "error"
         record.shared.metrics.exchange_ended(ending)
-        if answer is None and record.precharged:
-            give_all_back(record)
         if answer is None or not (answer.is_read and self._counts) or ending == "denied" or ending == "unmatched":
             return []
         self._settlement = Settlement(record, answer.first_byte)

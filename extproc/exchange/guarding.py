@@ -59,7 +59,7 @@ class Guarding:
 
     def _texts(self, body: RequestBody) -> tuple[tuple[Text, ...] | None, str]:
         """The texts of the request; None where they cannot be found for certain, and why."""
-        if (self._facts.header("content-encoding") or "identity").strip().lower() not in ("", "identity"):
+        if body.is_encoded:
             return None, "the body is compressed"
         if not _UTF_8.fullmatch(self._facts.header("content-type") or ""):
             return None, "the body is not in UTF-8"

@@ -23,31 +23,34 @@ Tokens = Callable[[], Awaitable[int]]
 class Limits:
     """Runs the actions of an action set in order, some when the head is there and the others when the body is."""
 
-    __slots__ = ("_next", "_record", "_tokens", "limited")
+    __slots__ = ("_next", "_record", "limited")
 
-    def __init__(self, record: Record, tokens: Tokens) -> None:
+    def __init__(self, record: Record) -> None:
         self._record = record
-        self._tokens = tokens
         self._next = 0
         self.limited = False
         """Whether a limit applies, as far as that is known."""
 
-    async def ask(self, last: int) -> Reply | None:
-        """Run the actions before `last`. None to go on, or the reply that ends the exchange."""
+    async def ask(self, last: int, tokens: Tokens) -> Reply | None:
+        """Run the actions before `last`. `tokens` counts the prompt. None to go on, or the reply that ends the exchange."""
         assert self._record.action_set is not None
         actions = self._record.action_set.request_actions
         while self._next < last:
             action = actions[self._next]
             self._next += 1
-            outcome = await self._ask(action)
+            outcome = await self._ask(action, tokens)
             if outcome is not None and (denial := self._judge(action, outcome)) is not None:
                 return denial
         return None
 
-    async def ask_about_prompt(self, gate: PromptGate, selection: Selection, model: str) -> Reply | None:
+    async def ask_about_prompt(
+        self, gate: PromptGate, selection: Selection, model: str, tokens: Tokens
+    ) -> Reply | None:
         """Whether the prompt fits into the limits of `model`, which is what its provider calls it."""
         record = self._record
-        found = gate.queries.query(selection, model, await self._tokens())
+        found = gate.queries.query(selection, model, 1)
+        if isinstance(found, Query):
+            found = gate.queries.query(selection, model, await tokens())
         if found is None:
             return None
         if isinstance(found, Missing):
@@ -63,7 +66,7 @@ class Limits:
             return denials.over_prompt_limit(record, outcome, legacy_body(found) if gate.shows_selector else None)
         return self._take(outcome, gate.service.name, denies=gate.service.denies_on_failure)
 
-    async def _ask(self, action: Action) -> Outcome | None:
+    async def _ask(self, action: Action, tokens: Tokens) -> Outcome | None:
         """None when the action does not apply or needs no answer."""
         record = self._record
         assert record.evaluation is not None
@@ -75,24 +78,27 @@ class Limits:
                 query = charging(query, record.evaluation.count(action))
             if not record.namespace:
                 record.namespace = query.domain
-            if action.precharge is not None and (tokens := await self._tokens()):
-                return await self._precharge(action.precharge, charging(query, tokens))
+            if action.precharge is not None and record.metered:
+                return await self._precharge(action, action.precharge, query, tokens)
             if action.service.call != "report":
-                return await _answer(action.service.ask(query, record.metadata))
+                answer = action.service.ask(query, record.metadata)
+                return answer if isinstance(answer, Decision) else await answer
         except (ActionFailure, LimiterError) as error:
             return error
         report(record, action, query)
         return None
 
-    async def _precharge(self, precharge: Precharge, query: Query) -> Decision:
-        """Charge the prompt at once; what the report of the same counters charges is the rest."""
+    async def _precharge(self, action: Action, precharge: Precharge, query: Query, tokens: Tokens) -> Decision:
+        """Charge the prompt at once, and once; what the report of the same counters charges is the rest."""
         record = self._record
+        key = action.service.endpoint, query.domain, query.descriptors[0]
+        prompt = 0 if key in record.precharged else await tokens()
+        if not prompt:
+            return await _answer(action.service.ask(query, record.metadata))
+        query = charging(query, prompt)
         decision = await _answer(precharge.charge(query, record.metadata))
         if decision.code is Code.OK:
-            key = query.domain, query.descriptors[0]
-            before = record.precharged.get(key)
-            hits = query.hits_addend + (0 if before is None else before.query.hits_addend)
-            record.precharged[key] = Precharged(charging(query, hits), precharge.refund, monotonic())
+            record.precharged[key] = Precharged(query, precharge.refund, precharge.keeps, monotonic())
         return decision
 
     def _judge(self, action: Action, outcome: Outcome) -> Reply | None:

@@ -52,16 +52,20 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Precharged:
-    """Hits that a limiter counted before the call; `refund` gives them back, where that is wanted and possible."""
+    """Hits that a limiter counted before the call; `refund` gives them back, where that is possible.
+
+    What `keeps` stays when the model was called, whatever came of that.
+    """
 
     query: Query
     refund: Refund | None
+    keeps: bool
     when: float
     """By the monotonic clock."""
 
 
-Precharges = dict[tuple[str, Descriptor], Precharged]
-"""By the domain and the first descriptor: those of the report that charges the rest."""
+Precharges = dict[tuple[str, str, Descriptor], Precharged]
+"""By endpoint, domain and first descriptor."""
 
 
 class Record:
@@ -69,6 +73,7 @@ class Record:
 
     __slots__ = (
         "action_set",
+        "called",
         "changes",
         "duplex_request",
         "duplex_response",
@@ -122,6 +127,8 @@ class Record:
         self.prompt: HeldPrompt | None = None
         self.guards: tuple[PlannedGuard, ...] = ()
         """Who looks at what is asked and answered."""
+        self.called = False
+        """Whether the model was asked."""
         self.provider: Provider | None = None
         """Where the request goes, as far as that is ours to choose."""
         self.precharged: Precharges = {}
@@ -176,7 +183,7 @@ class Record:
     @property
     def guards_answers(self) -> bool:
         """Whether somebody looks at what is answered."""
-        return any(planned.guard.answers is not None for planned in self.guards)
+        return bool(self.guards) and any(planned.guard.answers is not None for planned in self.guards)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -1,42 +1,45 @@
-"""What was charged before a call, when it turns out that it was too much."""
+"""What was charged before a call, when it is known what the call took."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 
-from extproc.exchange.record import Precharged, Record
+from extproc.exchange.record import Record
 from extproc.exchange.reporting import charging
 from extproc.limiter.seam import Answer, Metadata, Query
 from extproc.plan.action import Refund
 
 
-def settle_rest(record: Record, query: Query, hits: int) -> int:
+def settle_rest(record: Record, endpoint: str, query: Query, hits: int) -> int:
     """What a report of `hits` still has to charge, of which a part may have been charged before the call.
 
-    Where that was more than `hits`, the difference is given back, if that is wanted and possible.
+    A report goes with the charge whose entries it has; it may have more. What it does not take of that is left for the
+    next report.
     """
-    before = record.precharged.pop((query.domain, query.descriptors[0]), None)
-    if before is None:
+    entries = set(query.descriptors[0])
+    charges = [
+        (key, before)
+        for key, before in record.precharged.items()
+        if key[:2] == (endpoint, query.domain) and entries.issuperset(key[2])
+    ]
+    if not charges:
         return hits
-    rest = hits - before.query.hits_addend
-    if rest < 0:
-        _give_back(record, before, -rest)
-    return max(0, rest)
+    key, before = max(charges, key=lambda charge: len(charge[0][2]))
+    covered = min(hits, before.query.hits_addend)
+    record.shared.metrics.tokens_reported += covered
+    record.precharged[key] = replace(before, query=charging(before.query, before.query.hits_addend - covered))
+    return hits - covered
 
 
-def give_all_back(record: Record) -> None:
-    """The call was not made, or failed: nothing of what was charged before it was used."""
+def give_back(record: Record, *, called: bool) -> None:
+    """Give back what no report took. Of a model that was `called` it may be wanted that it stays."""
     for before in record.precharged.values():
-        _give_back(record, before, before.query.hits_addend)
+        if before.refund is not None and before.query.hits_addend and not (called and before.keeps):
+            ask = partial(_refund, before.refund, before.when)
+            record.shared.reports.submit(ask, before.query, record.metadata, record.request_id)
     record.precharged.clear()
-
-
-def _give_back(record: Record, before: Precharged, hits: int) -> None:
-    if before.refund is None:
-        return
-    ask = partial(_refund, before.refund, before.when)
-    record.shared.reports.submit(ask, charging(before.query, hits), record.metadata, record.request_id)
 
 
 def _refund(refund: Refund, charged: float, query: Query, metadata: Metadata) -> Answer:

@@ -42,6 +42,7 @@ class RequestBody:
         "complete",
         "document",
         "edited",
+        "is_encoded",
         "model",
         "unread",
         "values",
@@ -61,6 +62,8 @@ class RequestBody:
         self.model = ""
         self.values: Values = {}
         self.edited = False
+        self.is_encoded = False
+        """Whether it is compressed: it may be read, but not edited."""
 
     @property
     def waits(self) -> bool:

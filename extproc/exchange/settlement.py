@@ -10,7 +10,7 @@ from time import monotonic
 from extproc import replies
 from extproc.bodies.reader import BodyReader
 from extproc.exchange.record import Record
-from extproc.exchange.refunds import settle_rest
+from extproc.exchange.refunds import give_back, settle_rest
 from extproc.exchange.reporting import charging, report
 from extproc.plan.action import Action
 from extproc.plan.evaluation import Evaluation
@@ -102,6 +102,8 @@ class Settlement:
         if not evaluation.action_set.response_actions:
             self._note(usage)
         pending = [self._settle_action(action, evaluation, usage) for action in evaluation.action_set.response_actions]
+        if record.precharged:
+            give_back(record, called=True)
         record.shared.spending.used(record.who, record.namespace, usage, self._charged, provider)
         return [task for task in pending if task is not None]
 
@@ -128,4 +130,5 @@ class Settlement:
         if self._charged is None:
             self._charged = hits
             record.namespace = query.domain
-        return report(record, action, charging(query, settle_rest(record, query, hits)), usage, source)
+        rest = settle_rest(record, action.service.endpoint, query, hits)
+        return report(record, action, charging(query, rest), usage, source)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from extproc.config.address import Address
+from extproc.gateway.buffers import USUAL_BUFFERS, Buffers
 from extproc.gateway.clusters import (
     EXTPROC,
     SYSTEM_ROOTS,
@@ -20,7 +21,7 @@ from extproc.gateway.clusters import (
     written,
 )
 from extproc.gateway.processor import FILTER, NAMESPACE, FilterOptions, checked_namespace, ext_proc_filter
-from extproc.gateway.routes import HEALTH_PATH, USUAL_BUFFER, Destination, route_config
+from extproc.gateway.routes import HEALTH_PATH, Destination, route_config
 
 __all__ = [
     "FILTER",
@@ -102,7 +103,7 @@ def bootstrap(
     routing_header: str = ROUTING_HEADER,
     default_provider: str | None = None,
     request_body_mode: str | None = None,
-    request_buffer: int = USUAL_BUFFER,
+    buffers: Buffers = USUAL_BUFFERS,
     ca: str = SYSTEM_ROOTS,
     extproc_tls: TlsFiles | None = None,
     access_log: Path | Literal["stdout"] | None = None,
@@ -117,8 +118,8 @@ def bootstrap(
 
     `providers`: value of `routing_header` -> where its requests go, an address or `https://host[:port]`, which is
     verified with the roots in the file `ca`. Others go to `upstream`; where that is None, to `default_provider`, or
-    the first. `request_body_mode` is short for that entry of `processing_mode`; `request_buffer`: bytes of a request
-    that may be held, above which Envoy answers 413.
+    the first. `request_body_mode` is short for that entry of `processing_mode`; `buffers`: how much of bodies may be
+    held.
     Raises ValueError that names the option whose address, or namespace, cannot be read.
     """
     if request_body_mode is not None:
@@ -135,11 +136,10 @@ def bootstrap(
     listener = _listener(
         read_address("listen", listen, bind=True),
         [*filters, _router()],
-        route_config(destinations, with_extproc=bool(addresses), request_buffer=request_buffer),
+        route_config(destinations, with_extproc=bool(addresses), buffers=buffers),
+        buffers,
         None if access_log is None else _access_log(access_log, options.get("namespace", NAMESPACE)),
     )
-    if request_buffer < USUAL_BUFFER:
-        listener["per_connection_buffer_limit_bytes"] = request_buffer
     return {
         "admin": {"address": written(read_address("admin", admin, bind=True))},
         "static_resources": {"listeners": [listener], "clusters": clusters},
@@ -170,12 +170,15 @@ def _everything_else(
     return Destination(default, known[default].origin, rewrites=paths)
 
 
-def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Json, access_log: Json | None) -> Json:
+def _listener(
+    address: Address, filters: Sequence[Mapping[str, Any]], routes: Json, buffers: Buffers, access_log: Json | None
+) -> Json:
     manager: Json = {
         "@type": HCM,
         "stat_prefix": "gateway",
         "use_remote_address": True,
         **PATH_SETTINGS,
+        **buffers.manager,
         "route_config": routes,
         "http_filters": filters,
     }
@@ -184,6 +187,7 @@ def _listener(address: Address, filters: Sequence[Mapping[str, Any]], routes: Js
     return {
         "name": "gateway",
         "address": written(address),
+        **buffers.listener,
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],

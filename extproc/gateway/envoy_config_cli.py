@@ -1,9 +1,10 @@
 """Print the gateway configuration that fits a configuration of extproc.
 
 What CONFIG says decides what Envoy has to be told: how long a message may wait (services' timeouts, guards' deadlines,
-`report.wait`), whether requests are held until their body is there, which attributes and identities expressions name,
-and a cluster and a route for every provider with an `address`. The comment at the top of what is printed tells which
-fields led to what. Print it again when CONFIG changes. Exit status 2 when no gateway fits.
+`report.wait`), how much of requests and answers it has to be able to hold, which attributes and identities expressions
+name, and a cluster and a route for every provider with an `address`. The comment at the top of what is printed tells
+which fields led to what. No credential is read, so none has to be there. Print it again when CONFIG changes. Exit
+status 2 when no gateway fits.
 
 formats:
   envoy          a whole Envoy: `envoy --config-path FILE`
@@ -35,11 +36,11 @@ from extproc.config.model import Config
 from extproc.config.origins import parse_origin
 from extproc.gateway import envoy_gateway, istio
 from extproc.gateway.bootstrap import bootstrap
+from extproc.gateway.buffers import USUAL
 from extproc.gateway.clusters import SYSTEM_ROOTS
 from extproc.gateway.fitted import Fitted, Unfit, fit
 from extproc.gateway.kubernetes import Where
 from extproc.gateway.listening import listening, port, serves_tls, tls_files
-from extproc.gateway.routes import USUAL_BUFFER
 
 Json = dict[str, Any]
 Printed = tuple[Sequence[Json], Sequence[str]]
@@ -74,9 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--request-buffer",
         type=_size,
-        default=USUAL_BUFFER,
         metavar="SIZE",
-        help="how much of a request may be held, as 8MiB; a larger one is answered 413 (default: 1MiB)",
+        help=f"how much of a request may be held, as 8MiB: a larger one that has to be seen whole is answered 413 "
+        f"(default: {USUAL // 1024 // 1024}MiB)",
     )
     envoy = parser.add_argument_group("of --format envoy")
     envoy.add_argument(
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _printed(options: argparse.Namespace) -> str:
     _refuse_others(options)
-    config = load_config(options.config).config
+    config = load_config(options.config, credentials=False).config
     fitted = fit(config, request_buffer=options.request_buffer)
     documents, notes = _FORMATS[options.format](options, config, fitted)
     title = f"Fits {options.config.name}: printed by `extproc envoy-config`; print it again when that changes."
@@ -155,14 +156,14 @@ def _envoy(options: argparse.Namespace, config: Config, fitted: Fitted) -> Print
         providers={placed.name: placed.address for placed in fitted.providers},
         routing_header=fitted.routing_header,
         default_provider=None if fitted.default is None else fitted.default.name,
-        request_buffer=fitted.request_buffer,
+        buffers=fitted.buffers,
         ca=options.ca or SYSTEM_ROOTS,
         extproc_tls=tls,
         access_log="stdout",
         **fitted.options,
     )
     younger = "`request_body_buffer_limit` of routes needs Envoy 1.37."
-    return [whole], [younger] if fitted.request_buffer > USUAL_BUFFER else []
+    return [whole], [younger] if fitted.buffers.route else []
 
 
 def _istio(options: argparse.Namespace, config: Config, fitted: Fitted) -> Printed:
@@ -175,7 +176,10 @@ def _istio(options: argparse.Namespace, config: Config, fitted: Fitted) -> Print
 
 def _envoy_gateway(options: argparse.Namespace, config: Config, fitted: Fitted) -> Printed:
     documents = envoy_gateway.envoy_gateway(fitted, _where(options, config))
-    return documents, [*envoy_gateway.NOTES, *_of_tls(config, "a BackendTLSPolicy for its Service")]
+    notes = [*envoy_gateway.NOTES, *_of_tls(config, "a BackendTLSPolicy for its Service")]
+    if fitted.providers:
+        notes.append(envoy_gateway.BACKEND_NOTE)
+    return documents, notes
 
 
 _FORMATS: dict[str, Callable[[argparse.Namespace, Config, Fitted], Printed]] = {

@@ -14,11 +14,15 @@ from extproc.gateway.processor import RESPONSE_ATTRIBUTES, ext_proc_filter
 NOTES = (
     "The policy has no field for `mutation_rules`, so x-envoy-ratelimited is dropped from refusals (set other headers "
     "with `denyWith`), and none for retries of the processor.",
+)
+BACKEND_NOTE = (
     "A Backend needs `extensionApis.enableBackend: true` in the EnvoyGateway configuration; BackendTLSPolicy is that "
-    "of Gateway API 1.4.",
+    "of Gateway API 1.4."
 )
 _API = "gateway.envoyproxy.io/v1alpha1"
 _BACKEND_GROUP = "gateway.envoyproxy.io"
+_SMALLEST_WINDOW = 64 * 1024
+"""Bytes of HTTP/2's window of a stream, which has to have 65,535."""
 _ATTRIBUTE = re.compile(r"(connection\.|source\.|destination\.|request\.|response\.|upstream\.|xds\.route_)[a-z_1-9]*")
 """Attributes that the policy admits."""
 
@@ -66,19 +70,16 @@ def _policy(fitted: Fitted, where: Where) -> Json:
     backend: Json = {"name": name, "port": where.port}
     if namespace != where.namespace:
         backend["namespace"] = namespace
-    request: Json = {"attributes": settings["request_attributes"]}
-    if fitted.readers:
-        request["body"] = "Buffered"
     limits = {"maxConnections": 100_000, "maxPendingRequests": 100_000, "maxParallelRequests": 100_000}
     processor = {
         "backendRefs": [backend],
         "backendSettings": {"circuitBreaker": limits},
         "failOpen": settings["failure_mode_allow"],
         "messageTimeout": settings["message_timeout"],
-        # Without `request` and `response` their headers would not be sent.
+        # That `request` and `response` are there has their headers sent; a `body` in them would be sent always.
         "processingMode": {
             "allowModeOverride": settings["allow_mode_override"],
-            "request": request,
+            "request": {"attributes": settings["request_attributes"]},
             "response": {"attributes": [*RESPONSE_ATTRIBUTES]},
         },
         "metadata": {
@@ -90,10 +91,12 @@ def _policy(fitted: Fitted, where: Where) -> Json:
 
 
 def _client_traffic(fitted: Fitted, where: Where) -> Json:
-    """Envoy Gateway's own limit is 32 KiB, and paths with escaped slashes are redirected."""
+    """Envoy Gateway's own limits are 32 KiB, and 64 KiB for HTTP/2; paths with escaped slashes are redirected."""
+    held = fitted.buffers.connection
     spec = {
         **_of_gateway(where),
-        "connection": {"bufferLimit": _quantity(fitted.request_buffer)},
+        "connection": {"bufferLimit": _quantity(held)},
+        "http2": {"initialStreamWindowSize": _quantity(max(held, _SMALLEST_WINDOW))},
         "path": {"escapedSlashesAction": "RejectRequest", "disableMergeSlashes": False},
         "headers": {"withUnderscoresAction": "DropHeader"},
     }

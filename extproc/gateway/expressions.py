@@ -10,6 +10,7 @@ from extproc.config.model import ActionSet, Config
 from extproc.expressions.program import Expression, ExpressionError
 from extproc.gateway.processor import IDENTITIES, REQUEST_ATTRIBUTES, RESPONSE_ATTRIBUTES
 from extproc.plan.attributes import KNOWN
+from extproc.plan.needs import names_body, pointers_of
 
 Steps = tuple[Step, ...]
 Sources = Iterator[tuple[Steps, str]]
@@ -22,26 +23,35 @@ _SENT = {("request", "size"), ("request", "total_size")} | {
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`attributes` beyond those that are always sent, `namespaces` of dynamic metadata; `problems` of the rest."""
+    """`attributes` beyond those that are always sent, `namespaces` of dynamic metadata; `reading`: the sections that
+    name the request's body. `problems` of the rest.
+    """
 
     attributes: tuple[str, ...]
     namespaces: tuple[str, ...]
+    reading: tuple[str, ...]
     problems: tuple[Problem, ...]
 
 
 def named(config: Config) -> Named:
     """What the expressions of `config` name."""
     members: set[tuple[str, ...]] = set()
+    reading: dict[str, None] = {}
     problems: list[Problem] = []
     for steps, source in _sources(config):
         try:
-            members |= Expression(source).references.members
+            expression = Expression(source)
         except ExpressionError as error:
             problems.append(Problem.at(steps, str(error)))
+            continue
+        members |= expression.references.members
+        if names_body(expression) or pointers_of(expression.references.calls, "request"):
+            reading[str(steps[0])] = None
     known = {*REQUEST_ATTRIBUTES, *RESPONSE_ATTRIBUTES}
     return Named(
         attributes=tuple(sorted(_attributes(members) - known)),
         namespaces=tuple(sorted(_namespaces(members) - {*IDENTITIES})),
+        reading=tuple(reading),
         problems=tuple(problems),
     )
 

@@ -9,13 +9,12 @@ from urllib.parse import urlsplit
 from extproc.config.address import Tcp
 from extproc.config.duration import format_duration
 from extproc.config.errors import Problem, field_path, quoted
-from extproc.config.masking import without_userinfo
 from extproc.config.model import Config
 from extproc.config.origins import Origin, parse_origin
+from extproc.gateway.buffers import USUAL, Buffers
 from extproc.gateway.clusters import EXTPROC, UPSTREAM
-from extproc.gateway.expressions import named
+from extproc.gateway.expressions import Named, named
 from extproc.gateway.processor import IDENTITIES, REQUEST_ATTRIBUTES, FilterOptions
-from extproc.gateway.routes import USUAL_BUFFER
 from extproc.gateway.waiting import LONGEST, MARGIN, Waiting, active_guards, longest_wait
 
 _FRAMING = 64 * 1024
@@ -51,11 +50,12 @@ class Fitted:
     identities: tuple[str, ...]
     """Namespaces of dynamic metadata that are named, beyond those that are always forwarded."""
     readers: tuple[str, ...]
-    """Fields for which a request is held until all of its body is there: headers may be changed by what it says."""
+    """Sections for which a request may be held until all of its body is there."""
+    answers: tuple[str, ...]
+    """Fields that say how much of an answer is held."""
     rewriters: tuple[str, ...]
     """Fields that set headers which Envoy routes by."""
-    request_buffer: int
-    """Bytes of a request that may be held."""
+    buffers: Buffers
     routing_header: str
     hosts: tuple[str, ...]
     """To which requests are routed to providers; () for all."""
@@ -76,8 +76,6 @@ class Fitted:
             request_attributes=(*REQUEST_ATTRIBUTES, *self.attributes),
             forwarded=(*IDENTITIES, *self.identities),
         )
-        if self.readers:
-            options["processing_mode"] = {"request_body_mode": "BUFFERED"}
         if self.rewriters:
             options["mutation_rules"] = {"allow_all_routing": True}
         return options
@@ -86,13 +84,15 @@ class Fitted:
         """Sentences that tell which fields led to which settings."""
         margin = format_duration(MARGIN)
         yield f"message_timeout {self.waiting.message_timeout}s: {self.waiting}, and {margin} for the rest."
-        if self.readers:
+        readers = f", for {', '.join(self.readers)}" if self.readers else ""
+        yield f"Body modes NONE, and allow_mode_override: extproc asks for bodies, request by request{readers}."
+        if self.buffers.request is not None:
             yield (
-                f"request_body_mode BUFFERED, for {', '.join(self.readers)}: a request is held until all of it is "
-                f"there; one of more than {self.request_buffer} bytes is answered 413."
+                f"{self.buffers.request} bytes of a request can be held (--request-buffer): a larger one that has to "
+                "be seen whole is answered 413."
             )
-        else:
-            yield "request_body_mode NONE: where a body is wanted, it is asked for request by request."
+        if self.answers:
+            yield f"{self.buffers.answer} bytes of an answer can be held, for {', '.join(self.answers)}."
         if self.attributes:
             yield f"request_attributes: expressions name {', '.join(self.attributes)}."
         if self.identities:
@@ -101,23 +101,30 @@ class Fitted:
             yield f"mutation_rules: {', '.join(self.rewriters)} change where a request goes."
 
 
-def fit(config: Config, *, request_buffer: int = USUAL_BUFFER) -> Fitted:
-    """Settings for a loaded configuration. Raises Unfit."""
+def fit(config: Config, *, request_buffer: int | None = None) -> Fitted:
+    """Settings for a loaded configuration; `request_buffer`: bytes of a request that are to be held, as is usual when
+    it is None. Raises Unfit.
+    """
     names = named(config)
     waiting = longest_wait(config)
     providers, wrong = _providers(config)
-    if problems := [*names.problems, *wrong, *_sizes(config, request_buffer), *_times(waiting)]:
+    if problems := [*names.problems, *wrong, *_sizes(config, request_buffer or USUAL), *_times(waiting)]:
         raise Unfit(problems)
     defaults = {provider.destination for provider in config.providers if provider.default}
     chosen = [placed for placed in providers if placed.name in defaults] or providers
+    readers = tuple(_readers(config, names))
+    answers = dict(_answers(config))
     return Fitted(
         waiting=waiting,
         namespace=config.metadata_namespace,
         attributes=names.attributes,
         identities=tuple(sorted({*_jwt_namespaces(config), *names.namespaces} - {*IDENTITIES})),
-        readers=tuple(_readers(config)),
+        readers=readers,
+        answers=tuple(answers),
         rewriters=tuple(_rewriters(config)),
-        request_buffer=request_buffer,
+        buffers=Buffers(
+            request=request_buffer or (USUAL if readers else None), answer=max(answers.values(), default=0)
+        ),
         routing_header=config.routing.header,
         hosts=() if "*" in config.routing.hosts else tuple(config.routing.hosts),
         providers=tuple(providers),
@@ -127,16 +134,25 @@ def fit(config: Config, *, request_buffer: int = USUAL_BUFFER) -> Fitted:
     )
 
 
-def _readers(config: Config) -> list[str]:
-    edits = bool(config.routing.remove) or any(each.model or each.models for each in config.providers)
+def _readers(config: Config, names: Named) -> list[str]:
     charges = (action_set.precharge or config.precharge for action_set in config.action_sets)
     needs = {
-        "providers": bool(config.providers) and edits,
+        **dict.fromkeys(names.reading, True),
+        "authConfigs": any(auth.models is not None for auth in config.auth_configs.values()),
+        "providers": bool(config.providers),
         "guards": bool(active_guards(config)),
         "promptLimits": config.prompt_limits is not None,
         "precharge": any(precharge.charge == "prompt" for precharge in charges),
+        "includeUsage": config.include_usage.enabled,
     }
     return [field for field, needed in needs.items() if needed]
+
+
+def _answers(config: Config) -> Iterator[tuple[str, int]]:
+    for name in active_guards(config):
+        answers = config.guards[name].answers
+        if answers is not None:
+            yield field_path(("guards", name, "answers", "maxBody")), answers.max_body
 
 
 def _providers(config: Config) -> tuple[list[Placed], list[Problem]]:
@@ -151,12 +167,7 @@ def _providers(config: Config) -> tuple[list[Placed], list[Problem]]:
             naming = f"providers[{index}].{'name' if provider.cluster is None else 'cluster'}"
             problems.append(Problem(naming, f"{quoted(name)} is another cluster of Envoy's; give it a `cluster`"))
             continue
-        try:
-            here = Placed(name, provider.address, parse_origin(provider.address), field)
-        except ValueError as error:
-            shown = quoted(without_userinfo(provider.address, address=True))
-            problems.append(Problem(field, f"{shown}: {error}"))
-            continue
+        here = Placed(name, provider.address, parse_origin(provider.address), field)
         there = placed.setdefault(name, here)
         if there.origin != here.origin:
             problems.append(Problem(field, f"{there.field} says another address for {quoted(name)}"))
@@ -199,7 +210,7 @@ def _sizes(config: Config, request_buffer: int) -> Iterator[Problem]:
         yield Problem(
             "bodies.buffer",
             f"{config.bodies.buffer} bytes are more than Envoy may hold of a request, {request_buffer} "
-            "(--request-buffer)",
+            "(--request-buffer): asked to hold so much, it would let the request hang for minutes",
         )
     if request_buffer + _FRAMING > config.bodies.message:
         yield Problem(
@@ -207,6 +218,11 @@ def _sizes(config: Config, request_buffer: int) -> Iterator[Problem]:
             f"a request of {request_buffer} bytes (--request-buffer) does not fit into a message of "
             f"{config.bodies.message}",
         )
+    for field, size in _answers(config):
+        if size + _FRAMING > config.bodies.message:
+            yield Problem(
+                field, f"an answer of {size} bytes does not fit into `bodies.message`, {config.bodies.message}"
+            )
 
 
 def _times(waiting: Waiting) -> Iterator[Problem]:

@@ -21,6 +21,8 @@ Position = Literal["router", "authn"]
 HEALTH_ROUTE = "health"
 """Name of the gateway's route, if it has one, that is not for extproc."""
 NOTES = (
+    "`workloadSelector` chooses the pods of a Gateway of the Gateway API; those of a classic gateway have a label of "
+    "their own, such as `istio: ingressgateway`.",
     "The port of the Service needs a name such as `grpc` or `appProtocol: kubernetes.io/h2c`: without, Istio speaks "
     "HTTP/1.1 to it and every call fails.",
     "Pods with a sidecar or in ambient mode get mutual TLS by themselves; others may need "
@@ -77,9 +79,9 @@ def _envoy_filter(fitted: Fitted, where: Where, position: Position) -> Json:
                 _patch(
                     "NETWORK_FILTER",
                     {"listener": {"filterChain": {"filter": {"name": _HCM_FILTER}}}},
-                    {"name": _HCM_FILTER, "typed_config": {"@type": HCM, **PATH_SETTINGS}},
+                    {"name": _HCM_FILTER, "typed_config": {"@type": HCM, **PATH_SETTINGS, **fitted.buffers.manager}},
                 ),
-                _patch("LISTENER", {}, {"per_connection_buffer_limit_bytes": fitted.request_buffer}),
+                _patch("LISTENER", {}, {"per_connection_buffer_limit_bytes": fitted.buffers.connection}),
             ],
         },
     )

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from extproc.config.origins import Origin
+from extproc.gateway.buffers import Buffers
 from extproc.gateway.processor import disabled
 
 Json = dict[str, Any]
 
 HEALTH_PATH = "/healthz"
 """Answered by Envoy itself, without the model and without us."""
-USUAL_BUFFER = 1024 * 1024
-"""Bytes of a request that Envoy holds at most unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +27,15 @@ class Destination:
     """How a path begins -> what the model sees in place of that."""
 
 
-def route_config(destinations: Iterable[Destination], *, with_extproc: bool, request_buffer: int) -> Json:
-    """All routes, the first that matches counts. `request_buffer`: bytes of a request that may be held.
-
-    A route can raise that limit and not lower it; the field is younger than the rest (Envoy 1.37).
-    """
+def route_config(destinations: Iterable[Destination], *, with_extproc: bool, buffers: Buffers) -> Json:
+    """All routes, the first that matches counts."""
     health: Json = {
         "match": {"path": HEALTH_PATH},
         "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}},
     }
     if with_extproc:
         health["typed_per_filter_config"] = disabled()
-    limit: Json = {"request_body_buffer_limit": request_buffer} if request_buffer > USUAL_BUFFER else {}
-    routes = [{**route, **limit} for destination in destinations for route in _routes(destination)]
+    routes = [{**route, **buffers.route} for destination in destinations for route in _routes(destination)]
     return {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [health, *routes]}]}
 
 

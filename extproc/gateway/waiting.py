@@ -12,6 +12,8 @@ from extproc.config.model import ActionSet, Config, Service
 
 MARGIN = 0.5
 """Seconds for everything that is not waiting."""
+PATTERNS = 2.0
+"""Seconds in which the patterns of a guard are searched for, or the request is refused."""
 LONGEST = 3600
 """Seconds that Envoy accepts as `message_timeout`."""
 
@@ -65,6 +67,8 @@ def _host_guards(config: Config) -> Iterator[tuple[str, float]]:
 def _guards(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]:
     for name in names:
         guard = config.guards[name]
+        if guard.deny or guard.allow:
+            yield field_path(("guards", name, "deny" if guard.deny else "allow")), PATTERNS
         for field, outside in (("model", guard.model), ("webhook", guard.webhook)):
             if outside is not None:
                 yield field_path(("guards", name, field, "timeout")), outside.timeout

@@ -1,8 +1,8 @@
 """The arithmetic of buckets (GCRA, the generic cell rate algorithm): a burst, then a steady pace.
 
 A full bucket has `maximum` hits. What is taken flows back, `maximum` hits in `seconds`, while something is missing. A
-bucket is kept as the hits that were `taken` at some moment: unlike GCRA's theoretical arrival time, which says the same,
-that loses no small hit to a clock of large numbers, and stays what it is when the maximum changes.
+bucket is kept as the hits that were `taken` at some moment. GCRA's theoretical arrival time would say the same, but
+this loses no small hit to a clock of large numbers, and stays what it is when the maximum changes.
 """
 
 from __future__ import annotations

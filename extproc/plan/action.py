@@ -37,6 +37,7 @@ class Service:
     """A policy service: where it is, what it is asked and what a missing decision means."""
 
     name: str
+    endpoint: str
     call: Call
     ask: Ask
     """The limiter's method for `call`."""
@@ -49,6 +50,8 @@ class Precharge:
 
     charge: Ask
     refund: Refund | None
+    keeps: bool
+    """Whether what was charged for a call that failed, or too much, is kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,11 @@ class _Compiler:
         choice = self._peers.choice
         routing = None if choice is None else compile_routing(self._config, choice, self.sources, self._prompt_service)
         bare = self._action_set(_BARE, "")
+        if routing is not None and self._auth_services and self._config.on_no_match == "allow":
+            self.sources.warn(
+                "onNoMatch",
+                "requests that no action set matches go to providers, and nobody asks who sent them; `deny`",
+            )
         if self.sources.problems:
             raise ConfigError(self.sources.problems)
         plan = Plan(
@@ -236,14 +241,12 @@ class _Compiler:
         if not isinstance(action, Action) or action.service.call != "check" or action.phase is Phase.RESPONSE:
             return action
         limiter = self._limiters[action.service.name]
-        refund = None
-        if precharge.on_failure == "refund":
-            refund = limiter.refund if isinstance(limiter, Refunding) else None
-            if refund is None:
-                self.sources.problem(
-                    "precharge.onFailure", f"`{action.service.name}` cannot give back: only the embedded limiter can"
-                )
-        charging = Precharge(limiter.should_rate_limit, refund)
+        keeps = precharge.on_failure == "keep"
+        refund = limiter.refund if isinstance(limiter, Refunding) else None
+        if refund is None and not keeps:
+            problem = f"`{action.service.name}` cannot give back: only the embedded limiter can"
+            self.sources.problem("precharge.onFailure", problem)
+        charging = Precharge(limiter.should_rate_limit, refund, keeps)
         return replace(action, phase=Phase.REQUEST_BODY, precharge=charging)
 
     def _uncharged(self, actions: Sequence[_Compilable], path: str) -> None:
@@ -376,7 +379,7 @@ class _Compiler:
 def _service(name: str, config: ServiceConfig, limiter: Limiter) -> Service:
     call = _CALLS[config.type]
     asks = {"check": limiter.check, "report": limiter.report, "should_rate_limit": limiter.should_rate_limit}
-    return Service(name, call, asks[call], config.failure_mode == "deny")
+    return Service(name, config.endpoint, call, asks[call], config.failure_mode == "deny")
 
 
 def _folded(expression: Expression) -> str | Expression:

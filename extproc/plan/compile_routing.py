@@ -30,6 +30,7 @@ def compile_routing(
     return Routing(
         hosts=HostTable(dict.fromkeys(config.routing.hosts, True)),
         choice=choice,
+        header=config.routing.header,
         rules=rules,
         scope=scope_of(rule.when.expression for rule in rules),
         rewrite=rewrite,

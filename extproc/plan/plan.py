@@ -116,6 +116,11 @@ class Plan:
     request_id_header: str | None
 
     @property
+    def directs(self) -> bool:
+        """Whether requests may be guarded, or are given a provider."""
+        return self.routing is not None or bool(self.guards.by_name)
+
+    @property
     def denies_on_failure(self) -> bool:
         """Whether a decision that is not reached may be a refusal, of whatever request."""
         denies = any(action_set.denies_on_failure for action_set in self.action_sets)

@@ -40,6 +40,8 @@ class Routing:
 
     hosts: HostTable[bool]
     choice: Choice
+    header: str
+    """What the gateway routes by."""
     rules: tuple[Rule, ...]
     scope: Scope
     """Of the rules' conditions."""

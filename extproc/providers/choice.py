@@ -25,7 +25,8 @@ from extproc.usage.patterns import ModelPattern
 DEFAULT: Final = b"default"
 """The hint that means the default provider (S2.2)."""
 
-_DETOURS = re.compile(r"[%\\]|//|/\.|/$")
+_DETOURS = re.compile(r"[%\\;]|//|/\.|/$")
+_PARAMETERS = re.compile(r";[^/]*")
 """In a path that may lead to the same place as another text."""
 
 
@@ -130,5 +131,5 @@ def _path_test(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _straight(path: str) -> str:
-    """`path` in lower case, without escapes, dots and needless slashes."""
-    return normpath("/" + unquote(path).replace("\\", "/").lstrip("/")).lower()
+    """`path` in lower case, without escapes, parameters, dots and needless slashes."""
+    return normpath("/" + _PARAMETERS.sub("", unquote(path)).replace("\\", "/").lstrip("/")).lower()

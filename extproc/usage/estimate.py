@@ -84,12 +84,12 @@ class Estimator:
             return _approximated(job)
         size = len(job.prompt or b"") + (job.answer.kept if job.answer is not None else 0)
         if not size or not self._admit(size):
-            return _by_size(job)
+            return by_size(job)
         try:
             future = self._pool.submit(self._run, job, encoding, size)
         except RuntimeError:
             self._leave(size)
-            return _by_size(job)
+            return by_size(job)
         return _Later(asyncio.wrap_future(future))
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Estimator:
         try:
             return self._tokenised(job, encoding)
         except BaseException:  # noqa: BLE001 - whoever waits is to get a number
-            return _by_size(job)
+            return by_size(job)
         finally:
             self._leave(size)
 
@@ -202,7 +202,8 @@ def _approximated(job: Job) -> Estimate:
     return Estimate(prompt_tokens, completion, "bytes")
 
 
-def _by_size(job: Job) -> Estimate:
+def by_size(job: Job) -> Estimate:
+    """An estimate that takes no time, for what is known by its size alone."""
     return Estimate(_tokens_of(_prompt_size(job)), _tokens_of(_answer_size(job)), "bytes")
 
 

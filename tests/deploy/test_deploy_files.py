@@ -52,6 +52,12 @@ def ports(service: Any) -> dict[str, int]:
     return {port.split(":")[-1]: int(port.split(":")[-2]) for port in service.get("ports", ())}
 
 
+def patches() -> dict[str, Any]:
+    """The patches of the EnvoyFilter by what they apply to."""
+    found = documents("istio-envoyfilter.yaml")["EnvoyFilter"]["spec"]["configPatches"]
+    return {patch["applyTo"]: patch for patch in found}
+
+
 def manager(envoy: Any) -> Any:
     return envoy["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
 
@@ -230,8 +236,7 @@ class TestKubernetes:
         assert spec["terminationGracePeriodSeconds"] > config.shutdown.delay + config.shutdown.deadline
 
     def test_istio_gets_the_same_filter(self, service: Any) -> None:
-        (patch,) = documents("istio-envoyfilter.yaml")["EnvoyFilter"]["spec"]["configPatches"]
-        value = patch["patch"]["value"]
+        value = patches()["HTTP_FILTER"]["patch"]["value"]
         cluster = value["typed_config"]["grpc_service"]["envoy_grpc"]
         port, name, namespace = ISTIO_CLUSTER.fullmatch(cluster.pop("cluster_name")).groups()  # type: ignore[union-attr]
         assert (name, namespace) == (service["metadata"]["name"], service["metadata"]["namespace"])
@@ -242,9 +247,15 @@ class TestKubernetes:
 
     def test_istio_runs_it_after_authentication(self) -> None:
         """S4.16"""
-        (patch,) = documents("istio-envoyfilter.yaml")["EnvoyFilter"]["spec"]["configPatches"]
+        patch = patches()["HTTP_FILTER"]
         anchor = patch["match"]["listener"]["filterChain"]["filter"]["subFilter"]["name"]
         assert (patch["patch"]["operation"], anchor) == ("INSERT_BEFORE", "envoy.filters.http.router")
+
+    def test_istio_reads_paths_as_envoy_does(self, envoy: Any) -> None:
+        """S0.D9"""
+        settings = patches()["NETWORK_FILTER"]["patch"]["value"]["typed_config"]
+        assert settings.items() <= manager(envoy).items()
+        assert {"normalize_path", "merge_slashes", "path_with_escaped_slashes_action"} <= settings.keys()
 
     def test_istio_lifts_the_limit_of_requests_in_flight(self, service: Any) -> None:
         rule = documents("istio-envoyfilter.yaml")["DestinationRule"]["spec"]

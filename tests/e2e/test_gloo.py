@@ -126,6 +126,35 @@ async def test_tokens_let_in_and_stay_outside(issuer: Issuer) -> None:
             assert "authorization" not in dict(seen.headers)
 
 
+async def test_a_model_is_put_in_where_the_client_names_none(issuer: Issuer) -> None:
+    """S4.1: as the upstream of a Gloo AI Gateway has it; every other byte stays, and the length is right (G5)."""
+    config = gloo() | {
+        "providers": [{"name": "ollama", "model": "qwen:0.5b", "credential": "none"}],
+        "routing": {"paths": [PATH]},
+    }
+    body = json.dumps({key: value for key, value in QUESTION.items() if key != "model"}, indent=1).encode()
+    async with gateway(issuer, config) as running:
+        path = f"{PATH}?echo=true&require-length=true"
+        answer = await running.send(issuer.token(**ALICE), json=None, data=body, path=path)
+        assert answer.status == 200
+        assert answer.body == body[:-2] + b',"model":"qwen:0.5b"\n}'
+        assert running.stack.model.requests[-1].target == path.replace(PATH, MODEL_PATH)
+
+
+async def test_with_precharge_the_request_that_would_cross_a_limit_is_refused(issuer: Issuer) -> None:
+    """S4.11: the prompt is charged before the call, and after it what is left of the 85 tokens that it took."""
+    config = gloo() | {"precharge": "prompt"}
+    async with gateway(issuer, config) as running:
+        token = issuer.token(**ALICE)
+        assert (await running.send(token)).status == 200
+        assert set(running.used().values()) == {85}
+        long = {**QUESTION, "messages": [{"role": "user", "content": "mesh " * 200}]}
+        assert (await running.send(token, json=long)).status == 429
+        assert set(running.used().values()) == {85}
+        assert (await running.send(token)).status == 200
+        assert set(running.used().values()) == {170}
+
+
 async def test_claims_decide_before_we_are_asked(issuer: Issuer) -> None:
     """S4.4, S4.16: jwt_authn, rbac, ext_proc, in this order."""
     async with gateway(issuer, None, rbac_filter(DEVELOPERS)) as running:

@@ -14,6 +14,7 @@ from support.envoys import refusal, typed
 from extproc import replies
 from extproc.gateway import EnvoyProcess, bootstrap, ext_proc_filter
 from extproc.gateway.bootstrap import access_log_format
+from extproc.gateway.buffers import Buffers
 from extproc.gateway.clusters import TlsFiles
 from extproc.usage.usage import Usage
 from extproc.wire.external_processor_pb2 import ProcessingResponse
@@ -72,7 +73,9 @@ def manager(config: dict[str, Any]) -> dict[str, Any]:
         pytest.param({"extproc": DEAD, "upstream": "https://model.example"}, id="TLS to the model"),
         pytest.param({"extproc": DEAD, "upstream": None, "providers": PROVIDERS}, id="providers"),
         pytest.param({"extproc": DEAD, "providers": PROVIDERS, "rewrites": {"/a": "/v1/a"}}, id="providers and more"),
-        pytest.param({"extproc": DEAD, "request_body_mode": "BUFFERED", "request_buffer": 8 * 2**20}, id="bodies"),
+        pytest.param(
+            {"extproc": DEAD, "request_body_mode": "BUFFERED", "buffers": Buffers(request=8 * 2**20)}, id="bodies"
+        ),
         pytest.param({"extproc": "extproc:50051", "extproc_tls": TlsFiles()}, id="TLS to us"),
         pytest.param({"extproc": ["unix:/run/a.sock"], "extproc_tls": TlsFiles()}, id="TLS to a socket"),
         pytest.param({"extproc": DEAD, "mutation_rules": {"allow_all_routing": True}}, id="mutation rules"),
@@ -126,16 +129,31 @@ def test_a_provider_is_verified_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "of_routes", "of_listener"), [(2**23, 2**23, None), (2**20, None, None), (2**17, None, 2**17)]
+    ("buffers", "of_routes", "of_listener"),
+    [
+        (Buffers(), None, None),
+        (Buffers(request=2**23), 2**23, None),
+        (Buffers(request=2**20), 2**20, None),
+        (Buffers(request=2**17), 2**17, 2**17),
+        (Buffers(answer=2**17), None, None),
+        (Buffers(answer=2**23), None, 2**23),
+        (Buffers(request=2**17, answer=2**18), 2**17, 2**18),
+    ],
 )
-def test_the_limit_of_requests_that_are_held_is_where_it_counts(
-    size: int, of_routes: int | None, of_listener: int | None
+def test_the_limit_of_what_is_held_is_where_it_counts(
+    buffers: Buffers, of_routes: int | None, of_listener: int | None
 ) -> None:
-    """A route can only raise it; the one that matches first decides, before the server has chosen a provider."""
-    config = bootstrap(upstream=DEAD, extproc=DEAD, providers=PROVIDERS, request_buffer=size)
+    """A route can only raise it, for requests; the one that matches first decides, before the server has chosen."""
+    config = bootstrap(upstream=DEAD, extproc=DEAD, providers=PROVIDERS, buffers=buffers)
     found = [route.get("request_body_buffer_limit") for route in routes(config)]
     assert found == [None, *[of_routes] * 4]
     assert config["static_resources"]["listeners"][0].get("per_connection_buffer_limit_bytes") == of_listener
+    assert "http2_protocol_options" not in manager(config)
+
+
+def test_with_http_2_the_window_of_a_stream_is_the_limit() -> None:
+    config = bootstrap(upstream=DEAD, extproc=DEAD, buffers=Buffers(answer=2**25))
+    assert manager(config)["http2_protocol_options"] == {"initial_stream_window_size": 2**25}
 
 
 @pytest.mark.parametrize(

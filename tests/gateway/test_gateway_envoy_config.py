@@ -21,8 +21,6 @@ PROVIDERS: list[dict[str, Any]] = [
     {"name": "own", "credential": "none", "address": "http://10.0.0.9:8000", "models": {"n": "o"}},
 ]
 GUARD = {"hosts": ["*"], "model": {"host": "dashscope.aliyuncs.com", "credential": "none"}}
-SECRETS = ("OPENAI_API_KEY", "MISTRAL_API_KEY", "DASHSCOPE_API_KEY")
-"""Of the examples."""
 UPSTREAM = ("--upstream", "model.example:80")
 TLS = {"cert": "server.crt", "key": "server.key"}
 
@@ -30,16 +28,14 @@ Printing = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def printing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Printing:
+def printing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Printing:
     """Runs the command on a configuration, or a file; gives its status, output and complaints."""
-    for name in SECRETS:
-        monkeypatch.setenv(name, "s3cret")
 
     def run(config: Mapping[str, Any] | Path, *words: str) -> tuple[int, str, str]:
         path = config
         if not isinstance(path, Path):
             path = tmp_path / "extproc.yaml"
-            path.write_text(yaml.safe_dump(config))
+            path.write_text(yaml.safe_dump({"actionSets": [], **config}))
         parser = argparse.ArgumentParser()
         envoy_config_cli.add_arguments(parser)
         try:
@@ -92,6 +88,9 @@ class TestEnvoy:
             pytest.param({"providers": PROVIDERS}, (), id="providers"),
             pytest.param({"providers": PROVIDERS, "guards": {"g": GUARD}}, UPSTREAM, id="guards"),
             pytest.param({"providers": PROVIDERS}, ("--request-buffer", "8MiB"), id="large requests"),
+            pytest.param(
+                {"guards": {"g": {**GUARD, "answers": {"maxBody": 2**25}}}}, UPSTREAM, id="large answers of guards"
+            ),
             pytest.param({"listeners": [{"address": "unix:/run/extproc.sock"}]}, UPSTREAM, id="sockets"),
             pytest.param({"listeners": [{"address": "[::]:50051"}]}, UPSTREAM, id="everywhere, IPv6"),
             pytest.param({}, (*UPSTREAM, "--workers", "4"), id="workers"),
@@ -117,6 +116,14 @@ class TestEnvoy:
             admin="127.0.0.1:9901",
             access_log="stdout",
         )
+
+    def test_credentials_need_not_be_there(self, printing: Printing) -> None:
+        """So that CI can print it; nor does any of them get into what is printed."""
+        secret = {"file": "/nowhere/secret"}
+        keys = {"a": {"authentication": {"k": {"apiKeys": {"files": ["/nowhere/keys.yaml"]}}}}}
+        config = {"providers": [{**PROVIDERS[0], "credential": secret}], "authConfigs": keys}
+        (printed,) = documents(printing(config))
+        assert "secret" not in yaml.safe_dump(printed)
 
     def test_it_is_the_same_every_time_and_says_why(self, printing: Printing) -> None:
         config = {"providers": PROVIDERS, "guards": {"g": GUARD}}
@@ -200,6 +207,13 @@ class TestIstio:
 
     def patches(self, found: Sequence[Any]) -> dict[str, Any]:
         return {each["applyTo"]: each for each in of_kind(found, "EnvoyFilter")["configPatches"]}
+
+    def test_the_listener_has_room_for_what_is_held(self, printing: Printing) -> None:
+        config = {**self.CONFIG, "guards": {"g": {**GUARD, "answers": {"maxBody": 2**25}}}}
+        patches = self.patches(documents(printing(config, "--format", "istio", "--request-buffer", "8MiB")))
+        assert patches["LISTENER"]["patch"]["value"] == {"per_connection_buffer_limit_bytes": 2**25}
+        window = patches["NETWORK_FILTER"]["patch"]["value"]["typed_config"]["http2_protocol_options"]
+        assert window == {"initial_stream_window_size": 2**25}
 
     @pytest.mark.e2e
     @pytest.mark.parametrize("config", [{}, CONFIG], ids=["nothing", "everything"])
@@ -304,7 +318,7 @@ class TestEnvoyGateway:
         assert processor["failOpen"] is ours["failure_mode_allow"]
         assert processor["processingMode"] == {
             "allowModeOverride": True,
-            "request": {"attributes": ours["request_attributes"], "body": "Buffered"},
+            "request": {"attributes": ours["request_attributes"]},
             "response": {"attributes": ours["response_attributes"]},
         }
         assert processor["metadata"] == {
@@ -315,13 +329,25 @@ class TestEnvoyGateway:
     def test_headers_are_sent_where_no_body_is(self, printing: Printing) -> None:
         """Without `request` and `response` the policy would skip them."""
         (processor,) = of_kind(documents(printing({}, "--format", "envoy-gateway")), "EnvoyExtensionPolicy")["extProc"]
-        modes = processor["processingMode"]
-        assert ("body" in modes["request"], "response" in modes) == (False, True)
+        assert processor["processingMode"].keys() == {"allowModeOverride", "request", "response"}
 
-    @pytest.mark.parametrize(("size", "quantity"), [("8MiB", "8Mi"), ("640KiB", "640Ki"), ("1500000", "1500000")])
-    def test_requests_larger_than_32_kib_are_held_too(self, printing: Printing, size: str, quantity: str) -> None:
-        found = documents(printing({}, "--format", "envoy-gateway", "--request-buffer", size))
-        assert of_kind(found, "ClientTrafficPolicy")["connection"] == {"bufferLimit": quantity}
+    @pytest.mark.parametrize(
+        ("config", "words", "limit", "window"),
+        [
+            ({}, (), "1Mi", "1Mi"),
+            ({}, ("--request-buffer", "8MiB"), "8Mi", "8Mi"),
+            ({}, ("--request-buffer", "640KiB"), "640Ki", "640Ki"),
+            ({}, ("--request-buffer", "1500000"), "1500000", "1500000"),
+            ({}, ("--request-buffer", "20KiB"), "20Ki", "64Ki"),
+            ({"guards": {"g": {**GUARD, "answers": {"maxBody": 2**22}}}}, (), "4Mi", "4Mi"),
+        ],
+    )
+    def test_bodies_larger_than_32_kib_are_held_too(
+        self, printing: Printing, config: Any, words: Sequence[str], limit: str, window: str
+    ) -> None:
+        """With HTTP/2 it is the window of a stream that counts."""
+        spec = of_kind(documents(printing(config, "--format", "envoy-gateway", *words)), "ClientTrafficPolicy")
+        assert (spec["connection"], spec["http2"]) == ({"bufferLimit": limit}, {"initialStreamWindowSize": window})
 
     def test_each_provider_has_a_backend_that_is_verified(self, printing: Printing) -> None:
         found = documents(printing(self.CONFIG, "--format", "envoy-gateway"))
@@ -403,6 +429,12 @@ class TestRefusals:
                 id="an attribute that cannot be sent",
             ),
             pytest.param({"bodies": {"buffer": 2**21}}, UPSTREAM, "extproc: bodies.buffer: ", id="buffers"),
+            pytest.param(
+                {"providers": [{**PROVIDERS[0], "address": "https://u:s3cret@a.example"}]},
+                (),
+                "extproc: failed to parse plugin config: providers[0].address: `https://***@a.example`: ",
+                id="an address that is none",
+            ),
         ],
     )
     def test_what_does_not_fit_is_told_in_a_sentence(

@@ -19,11 +19,14 @@ from aiohttp import web
 from support.pki import Pki
 
 from extproc.gateway import EnvoyProcess, bootstrap, free_port
-from extproc.wire.external_processor_pb2 import ProcessingRequest, ProcessingResponse
+from extproc.gateway.buffers import Buffers
+from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest, ProcessingResponse
+from extproc.wire.processing_mode_pb2 import ProcessingMode
 
 pytestmark = pytest.mark.e2e
 
 DEAD = "127.0.0.1:1"
+KIB = 1024
 RBAC: dict[str, Any] = {
     "name": "rbac",
     "typed_config": {
@@ -322,14 +325,59 @@ class TestProviders:
         async with EnvoyProcess(config) as envoy:
             assert (await get(envoy, "/"))[0] == 503
 
-    @pytest.mark.parametrize("limit", [128 * 1024, 2 * 1024 * 1024])
-    async def test_a_request_too_large_to_be_held_is_answered_413(
-        self, processor: Processor, model: str, limit: int
-    ) -> None:
-        config = bootstrap(
-            upstream=model, extproc=processor.address, request_body_mode="BUFFERED", request_buffer=limit
+
+class TestBuffers:
+    """What is held when the server asks for it, as `extproc envoy-config` makes room."""
+
+    @pytest.fixture
+    async def echo(self) -> AsyncIterator[str]:
+        """`host:port` of a server that answers with what it was sent."""
+
+        async def answer(request: web.Request) -> web.Response:
+            return web.Response(body=await request.read())
+
+        runner = web.AppRunner(web.Application(client_max_size=2**24))
+        runner.app.router.add_route("*", "/{path:.*}", answer)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"127.0.0.1:{runner.addresses[0][1]}"
+        await runner.cleanup()
+
+    async def first_body(self, processor: Processor, model: str, buffers: Buffers, kind: str, size: int) -> HttpBody:
+        """The first piece of the request's or the answer's body, of `size` bytes, that the server asked to be held."""
+
+        def hold(request: ProcessingRequest) -> ProcessingResponse:
+            reply = acknowledge(request)
+            if request.WhichOneof("request") == f"{kind}_headers":
+                setattr(reply.mode_override, f"{kind}_body_mode", ProcessingMode.BUFFERED_PARTIAL)
+            return reply
+
+        processor.reply = hold
+        config = bootstrap(upstream=model, extproc=processor.address, buffers=buffers)
+        async with (
+            EnvoyProcess(config) as envoy,
+            aiohttp.request("POST", f"http://{envoy.address}/v1", data=BytesIO(bytes(size))) as answer,
+        ):
+            assert (answer.status, len(await answer.read())) == (200, size)
+        bodies = (
+            getattr(request, f"{kind}_body") for request in processor.requests if request.HasField(f"{kind}_body")
         )
-        async with EnvoyProcess(config) as envoy, aiohttp.ClientSession() as http:
-            for size, status in ((limit // 4 * 3, 200), (limit * 2, 413)):
-                async with http.post(f"http://{envoy.address}/v1", data=BytesIO(bytes(size))) as answer:
-                    assert answer.status == status
+        return next(bodies)
+
+    @pytest.mark.parametrize(
+        ("buffers", "kind", "limit"),
+        [
+            pytest.param(Buffers(request=128 * KIB), "request", 128 * KIB, id="smaller requests"),
+            pytest.param(Buffers(request=2048 * KIB), "request", 2048 * KIB, id="larger requests"),
+            pytest.param(Buffers(answer=2048 * KIB), "response", 2048 * KIB, id="larger answers"),
+        ],
+    )
+    async def test_what_fits_is_sent_whole_and_of_more_a_part(
+        self, processor: Processor, echo: str, buffers: Buffers, kind: str, limit: int
+    ) -> None:
+        fitting = limit // 4 * 3
+        body = await self.first_body(processor, echo, buffers, kind, fitting)
+        assert (len(body.body), body.end_of_stream) == (fitting, True)
+        processor.requests.clear()
+        body = await self.first_body(processor, echo, buffers, kind, limit * 2)
+        assert not body.end_of_stream

@@ -108,6 +108,8 @@ IDENTITIES = [
     ({"id": "another"}, False),
     ({"conditions": ["descriptors[0].b == '1'", "descriptors[0].a == '1'"]}, False),
     ({"seconds": 59}, True),
+    ({"algorithm": "fixed"}, False),
+    ({"algorithm": "gcra"}, True),
     ({"seconds": None, "calendar": "minute"}, True),
     ({"namespace": "domain-b"}, True),
     ({"conditions": ["descriptors[0].a == '1'"]}, True),

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.cli import main
+from extproc.config.load import load_limits
 from extproc.limiter.embedded import EmbeddedLimiter
+from extproc.limiter.limits import LimitSet
 from extproc.limiter.messages import CHECK, REPORT, SHOULD_RATE_LIMIT, decode_decision, encode_decision
 from extproc.limiter.quotas import retry_after
 from extproc.limiter.remote import RemoteLimiter
@@ -155,6 +157,24 @@ async def test_clients_of_a_gateway_are_told_what_remains(net, make, clock) -> N
     }
     assert (await remote.check(make.query())).headers == ()
     assert (await remote.should_rate_limit(make.query(domain="unlimited"))).headers == ()
+
+
+async def test_buckets_of_a_limits_file(net, make, clock, tmp_path) -> None:
+    """S2.20 as another gateway sees it: a wait that is until its hits fit, and a refund that it cannot ask for."""
+    path = tmp_path / "limits.yaml"
+    path.write_text("- {namespace: domain-a, name: minute, max_value: 50, seconds: 60, algorithm: gcra}")
+    limiter = EmbeddedLimiter(LimitSet(load_limits(path)), clock)
+    remote = RemoteLimiter(net.channel(await serve(net, limiter, headers=True)), LONG)
+    assert (await remote.should_rate_limit(make.query(47))).code is Code.OK
+    refusal = await remote.should_rate_limit(make.query(47))
+    assert refusal.headers == (
+        ("x-ratelimit-limit", '50, 50;w=60;name="minute"'),
+        ("x-ratelimit-remaining", "3"),
+        ("x-ratelimit-reset", "53"),
+    )
+    assert retry_after(refusal.quotas) == 53
+    clock.now += 53
+    assert (await remote.should_rate_limit(make.query(47))).code is Code.OK
 
 
 async def test_headers_are_made_of_what_a_limiter_behind_tells(net, make) -> None:
