@@ -77,9 +77,16 @@ async def _scenario(scenario: Scenario, servers: Sequence[str], length: Length, 
         directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="extproc-bench-")))
         upstream = await running.enter_async_context(model(*scenario.options(length)))
         stacks = [
-            await running.enter_async_context(stack(server, upstream, directory, scenario.path, scenario.users(length)))
+            await running.enter_async_context(
+                stack(server, upstream, directory, scenario.path, scenario.users(length), scenario.work)
+            )
             for server in servers
         ]
+        for each in stacks:
+            try:
+                await each.works()
+            except BenchError as error:
+                raise BenchError(f"{scenario.name}, {each.server}: {error}") from None
         runs = []
         for repetition in range(repeat):
             for each in stacks:

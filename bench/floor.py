@@ -1,7 +1,8 @@
 """The least that an ext_proc server in Python can do: every other server is compared with this one.
 
 grpc.aio on uvloop, each message parsed by upb, every answer constant. It asks Envoy for the messages that
-metering asks for, so the two differ in nothing but the work between a message and its answer.
+metering asks for, so the two differ in nothing but the work between a message and its answer. With `--request-body`
+it asks for the whole request body as well, as editing and guarding do, and lets it pass.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 import grpc
 import uvloop
@@ -37,21 +39,31 @@ REPLIES: dict[str, bytes] = {
     }.items()
 }
 """Kind of request -> the encoded answer."""
+_BUFFERED = ProcessingMode(request_body_mode=ProcessingMode.BUFFERED)
+READING = {
+    **REPLIES,
+    "request_headers": ProcessingResponse(
+        request_headers=HeadersResponse(), mode_override=_BUFFERED
+    ).SerializeToString(),
+}
+"""The same for a server that has the request body sent to it."""
 
 
-async def process(requests: AsyncIterator[ProcessingRequest], _: object) -> AsyncIterator[bytes]:
+async def process(
+    requests: AsyncIterator[ProcessingRequest], _: object, replies: Mapping[str, bytes] = REPLIES
+) -> AsyncIterator[bytes]:
     """One answer for each message, in order."""
     async for request in requests:
         kind = request.WhichOneof("request")
         assert kind is not None
-        yield REPLIES[kind]
+        yield replies[kind]
 
 
-def server() -> grpc.aio.Server:
+def server(replies: Mapping[str, bytes] = REPLIES) -> grpc.aio.Server:
     """Not started, without a port."""
     created = grpc.aio.server()
     handler: grpc.RpcMethodHandler[ProcessingRequest, bytes] = grpc.stream_stream_rpc_method_handler(
-        process, request_deserializer=ProcessingRequest.FromString
+        partial(process, replies=replies), request_deserializer=ProcessingRequest.FromString
     )
     created.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("envoy.service.ext_proc.v3.ExternalProcessor", {"Process": handler}),)
@@ -59,10 +71,10 @@ def server() -> grpc.aio.Server:
     return created
 
 
-async def _serve(address: str) -> None:
+async def _serve(address: str, replies: Mapping[str, bytes]) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    running = server()
+    running = server(replies)
     port = running.add_insecure_port(address)
     await running.start()
     print(f"listening on {address.rpartition(':')[0]}:{port}", flush=True)
@@ -73,7 +85,9 @@ async def _serve(address: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.floor", description=__doc__)
     parser.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0")
-    uvloop.run(_serve(parser.parse_args().listen))
+    parser.add_argument("--request-body", action="store_true", help="ask for the request body too")
+    args = parser.parse_args()
+    uvloop.run(_serve(args.listen, READING if args.request_body else REPLIES))
     return 0
 
 

@@ -13,6 +13,8 @@ Row = dict[str, object]
 FLOOR = "floor"
 BLIND = "blind"
 _SAME_CHUNKS = 0.1
+_ABOVE = ("cpu_us_per_request", "added_p99_ms", "kb_per_exchange")
+"""Of these, what lies above the floor of the same repetition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,17 @@ class Measure:
 MEASURES = (
     Measure("requests_per_s", "requests/s", 0, compared=True),
     Measure("cpu_us_per_request", "CPU us/request", 0, compared=True),
+    Measure("cpu_us_per_request_above_floor", "above floor", 0),
     Measure("cpu_us_per_chunk", "CPU us/chunk", 1, compared=True),
     Measure("reading_us_per_chunk", "reading us/chunk", 1),
     Measure("chunks_per_request", "chunks/request", 1),
     Measure("p50_ms", "p50 ms", 2),
     Measure("p99_ms", "p99 ms", 2),
+    Measure("added_p50_ms", "added p50 ms", 2),
+    Measure("added_p99_ms", "added p99 ms", 2),
+    Measure("added_p99_ms_above_floor", "above floor", 2),
+    Measure("prompt_p50_ms", "prompt p50 ms", 1),
+    Measure("prompt_p99_ms", "prompt p99 ms", 1),
     Measure("rss_mb", "RSS MB", 1),
     Measure("peak_mb", "peak MB", 1),
     Measure("limiter_cpu_us_per_request", "limiter us/request", 0),
@@ -110,11 +118,10 @@ def _difference(key: str, own: Mapping[str, Value], other: Mapping[str, Value]) 
 
 
 def _above(own: Sequence[Run], floors: Mapping[int, Run]) -> Row:
-    """What an exchange holds beyond the floor's, where that was measured."""
-    key = "kb_per_exchange"
-    pairs = [(run.values.get(key), floors[run.repetition].values.get(key)) for run in own if run.repetition in floors]
-    found = [value - floor for value, floor in pairs if value is not None and floor is not None]
-    return {f"{key}_above_floor": statistics.median(found)} if found else {}
+    """What there is beyond the floor's, where that was measured."""
+    pairs = [(run.values, floors[run.repetition].values) for run in own if run.repetition in floors]
+    found = {key: median(_difference(key, values, floor) for values, floor in pairs) for key in _ABOVE}
+    return {f"{key}_above_floor": value for key, value in found.items() if value is not None}
 
 
 def median(values: Iterable[Value]) -> Value:

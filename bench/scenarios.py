@@ -7,13 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench import clients, load, proc, users
+from bench import beside, clients, load, proc, prompts, users
 from bench.errors import BenchError
 from bench.results import Value
 from bench.stack import CHAT, Stack
 
 MB = 1024  # in KiB, proc(5)'s unit
 _HEADERS_MESSAGES = 2
+_READ_MESSAGES = 1
+"""More of them where the request is read, which comes in one piece."""
 _HUGE = 200_000_000
 _VECTORS, _DIMENSIONS = 700, 1536
 _VECTOR = 28_000
@@ -38,7 +40,10 @@ Measurement = Callable[[Stack, bytes, Length], Awaitable[Values]]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`options` go to the model, `body` is every request's; `users` are the callers that a server has to know."""
+    """`options` go to the model, `body` is every request's; `users` are the callers that a server has to know.
+
+    `work` is what a server does with requests.
+    """
 
     name: str
     options: Callable[[Length], tuple[str, ...]]
@@ -48,6 +53,7 @@ class Scenario:
     servers: tuple[str, ...] = ("direct", "floor", "embedded", "remote")
     path: str = CHAT
     users: Callable[[Length], int] = lambda _: 0
+    work: prompts.Work | None = None
 
 
 def body(**fields: Any) -> bytes:
@@ -75,7 +81,8 @@ def _loaded(connections: int, warm_up: int, rate: int | None = None) -> Measurem
         )
         counts = await stack.settled(before, requests)
         cpu = {name: value - cpu_before[name] for name, value in stack.cpu().items()}
-        chunks = counts.sent - _HEADERS_MESSAGES * requests
+        others = _HEADERS_MESSAGES + (_READ_MESSAGES if stack.work is not None else 0)
+        chunks = counts.sent - others * requests
         return {
             "requests_per_s": seen.requests_per_s,
             "cpu_us_per_request": _micro(cpu.get("server"), requests),
@@ -159,6 +166,10 @@ async def _many_users(stack: Stack, body: bytes, length: Length) -> Values:
     return {**await users.measure(stack, body, length.seconds), **_memory(stack)}
 
 
+async def _beside(stack: Stack, prompt: bytes, length: Length) -> Values:
+    return {**await beside.measure(stack, prompt, body(), length.seconds), **_memory(stack)}
+
+
 def _memory(stack: Stack) -> Values:
     if "server" not in stack.pids:
         return {"rss_mb": None, "peak_mb": None}
@@ -190,8 +201,10 @@ def _many(length: Length) -> int:
     return round(users.USERS * length.share)
 
 
+_PROMPT = prompts.conversation()
 _STREAM = body(stream=True, stream_options={"include_usage": True})
 _MEASURED = ("floor", "embedded", "remote")
+_READING = ("direct", "floor", "embedded")
 _STREAMED = ("direct", "floor", "blind", "embedded", "remote")
 SCENARIOS = {
     scenario.name: scenario
@@ -213,6 +226,8 @@ SCENARIOS = {
             body(messages=[{"role": "user", "content": "word " * 40_000}]),
             _loaded(4, 40),
         ),
+        Scenario("rewrite", lambda _: (), _PROMPT, _loaded(4, 40, rate=20), servers=_READING, work=prompts.EDITED),
+        Scenario("guard", lambda _: (), _PROMPT, _beside, servers=_READING, work=prompts.SEARCHED),
         Scenario(
             "pace",
             lambda length: ("--frames", str(_frames(length)), "--frame-ms", str(_GAP * 1000), "--stamp", "true"),

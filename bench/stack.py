@@ -19,6 +19,7 @@ from bench import proc, tiers
 from bench.child import Child, Cores
 from bench.errors import BenchError
 from bench.load import HOST
+from bench.prompts import Work
 from extproc.gateway import EnvoyProcess, bootstrap, free_port
 
 SERVERS = ("direct", "floor", "blind", "embedded", "remote", "redis")
@@ -93,7 +94,7 @@ class Stack:
     """One Envoy and its server.
 
     `pids` are those of `server`, `limiter`, `redis` and `envoy`, as far as there are any; `admin` is the server's
-    address, `users` how many callers it knows.
+    address, `users` how many callers it knows, `work` what it does with requests.
     """
 
     server: str
@@ -102,6 +103,7 @@ class Stack:
     path: str
     users: int = 0
     admin: str | None = None
+    work: Work | None = None
 
     @property
     def url(self) -> str:
@@ -111,6 +113,21 @@ class Stack:
     def headers(self) -> tuple[str, ...]:
         """What each request carries where all are of one caller."""
         return (tiers.credential(0),) if self.users else ()
+
+    async def works(self) -> None:
+        """Raises BenchError unless our server does its `work`: one that does not, would be fast."""
+        if self.work is None or self.admin is None:
+            return
+        before = await self.counts()
+        headers = {"host": HOST, "content-type": "application/json"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.post(self.url, data=self.work.probe) as response,
+        ):
+            status, answer = response.status, await response.text()
+        if status != self.work.status or self.work.says not in answer:
+            raise BenchError(f"the server does not do its work: it answered {status} {answer[:200]}")
+        await self.counted(before, lambda counts: counts.closed >= counts.started > 0)
 
     async def counts(self) -> Counts:
         stats = {name.removeprefix(_STATS): value for name, value in (await self.envoy.stats(_STATS)).items()}
@@ -164,19 +181,24 @@ def missing(server: str) -> str:
 
 
 @asynccontextmanager
-async def stack(server: str, upstream: str, directory: Path, path: str = CHAT, users: int = 0) -> AsyncIterator[Stack]:
+async def stack(
+    server: str, upstream: str, directory: Path, path: str = CHAT, users: int = 0, work: Work | None = None
+) -> AsyncIterator[Stack]:
     """A running stack; raises BenchError for a server that does not start. `directory` takes its configuration.
 
-    With `users` the server asks who calls, and they have limits of their own.
+    With `users` the server asks who calls, and they have limits of their own; with `work` it reads requests.
     """
     async with AsyncExitStack() as running:
         pids: dict[str, int] = {}
         address = admin = None
         if server == "floor":
-            floor = await running.enter_async_context(Child("the floor", "-m", "bench.floor", cores=SERVER_CORES))
+            asks = ("--request-body",) if work is not None else ()
+            child = Child("the floor", "-m", "bench.floor", *asks, cores=SERVER_CORES)
+            floor = await running.enter_async_context(child)
             address, pids["server"] = await floor.listening(), floor.pid
         elif server != "direct":
             document = asking(users, directory) if users else checking()
+            document |= {} if work is None else work.sections
             if server == "remote":
                 limiter, pids["limiter"] = await _limiter(running, directory)
                 document |= {"endpoints": {"limiter": limiter}, "limits": []}
@@ -184,7 +206,7 @@ async def stack(server: str, upstream: str, directory: Path, path: str = CHAT, u
                 document["storage"], pids["redis"] = await _redis(running)
             address, admin, pids["server"] = await _ours(running, server, document, directory)
         envoy = await running.enter_async_context(EnvoyProcess(bootstrap(upstream=upstream, extproc=address)))
-        yield Stack(server, envoy, pids | {"envoy": envoy.pid}, path, users, admin)
+        yield Stack(server, envoy, pids | {"envoy": envoy.pid}, path, users, admin, work)
 
 
 async def _ours(

@@ -8,21 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from extproc.config.fields import Model
 from extproc.config.schema import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "configuration.md"
+_LONGEST_DEFAULT = 80
+"""Characters."""
 
 _INTRODUCTION = """\
 # Configuration
 
 One file, YAML or JSON. `services`, `actionSets`, `requestData` and `observability` are wasm-shim's and mean the same
-([compatibility.md](compatibility.md) lists the few differences); the other sections are extproc's own. Unknown fields
-are errors. Durations are written `20ms`, `1.5s`, `1h30m`. Paths are relative to the file. `extproc check FILE` says
-what a configuration will do; `extproc schema` prints the JSON Schema that this page is made from.
+([compatibility.md](compatibility.md) lists the few differences); the other sections are extproc's own. One of
+`actionSets`, `providers`, `guards` and `policies` has to be there. Unknown fields are errors. Durations are written
+`20ms`, `1.5s`, `1h30m`. Paths are relative to the file. `extproc check FILE` says what a configuration will do;
+`extproc schema` prints the JSON Schema that this page is made from.
 
-Changes of the file, and of the limits, keys, policies and TLS files that it names, are noticed and taken at once;
-`listeners`, `admin`, `storage`, `bodies.message` and all of `estimates` but `prompt` are taken at the next start.
+Changes of the file, and of the limits, keys, credentials, policies and TLS files that it names, are noticed and taken
+at once; `listeners`, `admin`, `storage`, `bodies.message` and all of `estimates` but `prompt` are taken at the next
+start. [identity.md](identity.md) explains `authConfigs`, [providers.md](providers.md) `providers`, `routing`,
+`promptLimits` and `precharge`, [guards.md](guards.md) `guards`.
 """
 
 
@@ -30,7 +36,7 @@ def page() -> str:
     """The whole document."""
     schema = json_schema()
     definitions: dict[str, Any] = schema["$defs"]
-    sections = [_INTRODUCTION, _section("The file", schema, "")]
+    sections = [_INTRODUCTION, _section("Config", schema, "", title="The file")]
     reached = _reachable(schema, definitions)
     for name in reached:
         written_out, short = _written_out(definitions[name])
@@ -39,12 +45,19 @@ def page() -> str:
     return "\n".join(sections)
 
 
-def _section(title: str, schema: dict[str, Any], about: str) -> str:
-    rows = [f"## {title}", "", *([about, ""] if about else []), "| field | value | default | |", "|---|---|---|---|"]
+def _section(name: str, schema: dict[str, Any], about: str, *, title: str = "") -> str:
+    made = _made_defaults().get(name, {})
+    rows = [
+        f"## {title or name}",
+        "",
+        *([about, ""] if about else []),
+        "| field | value | default | |",
+        "|---|---|---|---|",
+    ]
     required = schema.get("required", [])
-    for name, field in schema["properties"].items():
-        default = "required" if name in required else _default(field)
-        rows.append(f"| `{name}` | {_value(field)} | {default} | {field.get('description', '')} |")
+    for key, field in schema["properties"].items():
+        default = "required" if key in required else _default(field) or made.get(key, "")
+        rows.append(f"| `{key}` | {_value(field)} | {default} | {field.get('description', '')} |")
     return "\n".join([*rows, ""])
 
 
@@ -62,7 +75,26 @@ def _default(field: dict[str, Any]) -> str:
     if "default" not in field or field["default"] is None:
         return ""
     value = field["default"]
+    if isinstance(value, str) and len(value) > _LONGEST_DEFAULT:
+        return "a text of its own"
     return "see below" if isinstance(value, dict) and value else f"`{json.dumps(value)}`"
+
+
+def _made_defaults() -> dict[str, dict[str, str]]:
+    """Lists of texts that are made when they are not given, by definition and field; a schema leaves them out."""
+    found: dict[str, dict[str, str]] = {}
+    for model in _models(Model):
+        for field in model.model_fields.values():
+            made = field.get_default(call_default_factory=True) if field.default_factory is not None else None
+            if isinstance(made, list) and made and all(isinstance(item, str) for item in made):
+                found.setdefault(model.__name__, {})[str(field.alias)] = f"`{json.dumps(made)}`"
+    return found
+
+
+def _models(parent: type[Model]) -> Iterator[type[Model]]:
+    for model in parent.__subclasses__():
+        yield model
+        yield from _models(model)
 
 
 def _value(field: dict[str, Any]) -> str:

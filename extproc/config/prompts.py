@@ -29,7 +29,7 @@ class Precharge(InShort):
     )
 
 
-class Selector(InShort):
+class PromptSelector(InShort):
     """Who shares a prompt limit; the bare header may be written."""
 
     in_short = "header"
@@ -41,7 +41,7 @@ class PromptLimit(Model):
     """So many tokens of prompts for a model in a time. A limit for a value goes before one for its header alone."""
 
     model: str = Field(description="As the provider calls it.")
-    selector: Selector | None = Field(default=None, description="All requests together when absent.")
+    selector: PromptSelector | None = Field(default=None, description="All requests together when absent.")
     tokens: int
     per: Unit = "minute"
 

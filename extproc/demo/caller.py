@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +25,13 @@ class Answer(NamedTuple):
     body: str
 
 
+class Piece(NamedTuple):
+    """Of a stream: what came `at` so many seconds after the question."""
+
+    at: float
+    data: bytes
+
+
 class Caller:
     """Sends the same question again and again, as whom it is told."""
 
@@ -36,11 +45,29 @@ class Caller:
         self._path = path
         self._question = question
 
-    async def ask(self, headers: Mapping[str, str], *, host: str = "", url: str = "", **changes: Any) -> Answer:
-        """One request, to another gateway with `url`; `changes` are fields of the question."""
-        url, sent = (url or self.stack.url) + self._path, {"Host": host or self._host, **headers}
-        async with self._session.post(url, json={**self._question, **changes}, headers=sent) as response:
+    async def ask(
+        self, headers: Mapping[str, str], *, host: str = "", path: str = "", url: str = "", **changes: Any
+    ) -> Answer:
+        """The question once, to another gateway with `url`; `changes` are fields of it."""
+        body = json.dumps({**self._question, **changes}).encode()
+        return await self.send(body, headers, host=host, path=path, url=url)
+
+    async def send(
+        self, body: bytes, headers: Mapping[str, str], *, host: str = "", path: str = "", url: str = ""
+    ) -> Answer:
+        """One request with this body, whatever it is."""
+        sent = {"Host": host or self._host, "content-type": "application/json", **headers}
+        where = (url or self.stack.url) + (path or self._path)
+        async with self._session.post(where, data=body, headers=sent) as response:
             return Answer(response.status, response.headers, await response.text())
+
+    async def stream(self, headers: Mapping[str, str], *, host: str = "", **changes: Any) -> list[Piece]:
+        """The answer to the question as it comes. Raises StoryError unless it is one."""
+        sent = {"Host": host or self._host, **headers}
+        where, began = self.stack.url + self._path, time.monotonic()
+        async with self._session.post(where, json={**self._question, **changes}, headers=sent) as response:
+            expect("the status of a stream", response.status, 200)
+            return [Piece(time.monotonic() - began, data) async for data in response.content.iter_any()]
 
     async def statuses(self, count: int, headers: Mapping[str, str], *, host: str = "") -> list[int]:
         """Those of some requests, one after the other."""

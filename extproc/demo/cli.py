@@ -1,10 +1,12 @@
 """Play a story on the real Envoy, on this machine and without Docker. Everything listens on free local ports and is
 stopped at the end.
 
-  extproc demo       a JSON answer and a streamed one are counted, the limit is reached, four providers are asked the
-                     same, a client hangs up, and the limiter moves into a process of its own
-  extproc demo maas  Models as a Service: API keys and tiers from Kuadrant's policies, token budgets, JWTs
-  extproc demo gloo  JWTs, access by claims, and token budgets of a minute, an hour and a day at once
+  extproc demo        a JSON answer and a streamed one are counted, the limit is reached, four providers are asked the
+                      same, a client hangs up, and the limiter moves into a process of its own
+  extproc demo maas   Models as a Service: API keys and tiers from Kuadrant's policies, token budgets, JWTs
+  extproc demo gloo   JWTs, access by claims, and token budgets of a minute, an hour and a day at once
+  extproc demo plano  providers by hint and by model, their credentials, bodies edited, limits of prompts
+  extproc demo guard  patterns, a second look by a model, a webhook, answers that are cut short
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 from extproc.admin.server import AdminError
 from extproc.config.errors import ConfigError
-from extproc.demo import gloo, maas
+from extproc.demo import gloo, guard, maas, plano
 from extproc.demo.page import Page, StoryError
 from extproc.demo.story import stay, tell
 from extproc.gateway import GatewayError
@@ -28,7 +30,7 @@ from extproc.telemetry.logs import configure
 from extproc.transport.listener import ListenError
 
 Tell = Callable[[Page, Path, Path, int], Coroutine[Any, Any, None]]
-_STORIES: dict[str | None, Tell] = {None: tell, "maas": maas.tell, "gloo": gloo.tell}
+_STORIES: dict[str | None, Tell] = {None: tell, "maas": maas.tell, "gloo": gloo.tell, "plano": plano.tell, "guard": guard.tell}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stay",
         action="store_true",
-        help="leave it running, with curl lines to paste, but for maas and gloo; Ctrl-C stops",
+        help="leave it running, with curl lines to paste; of the story of one limit only; Ctrl-C stops",
     )
     parser.add_argument(
         "--port", type=_port, default=0, metavar="N", help="port of the gateway on 127.0.0.1; default: any free one"

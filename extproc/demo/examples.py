@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +26,18 @@ def example(name: str, root: Path = EXAMPLES) -> dict[str, Any]:
     if "policies" in config:
         config["policies"] = [str(folder / path) for path in config["policies"]]
     return config
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Where the credentials of an example come from, while it plays; whoever has real ones shows them to no model."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

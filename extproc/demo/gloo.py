@@ -14,6 +14,7 @@ import orjson
 from extproc.demo.caller import Answer, Caller, shown
 from extproc.demo.clock import MovableClock
 from extproc.demo.examples import example
+from extproc.demo.introduction import introduce
 from extproc.demo.page import Page, expect
 from extproc.demo.stack import Stack
 from extproc.demo.tokens import Issuer, bearer, tampered
@@ -100,12 +101,7 @@ async def _running(
 
 
 def _introduce(page: Page, stack: Stack) -> None:
-    page.line("JWTs, claims and tiers on the real Envoy")
-    page.line()
-    page.line(f"  client ──> Envoy {stack.envoy.address} ──> simulated model {stack.model.address}")
-    page.line("               │ jwt_authn ─> rbac ─> ext_proc")
-    page.line(f"               └──> extproc {stack.server.addresses[0]}, with the embedded limiter")
-    page.line()
+    introduce(page, stack, "JWTs, claims and tiers on the real Envoy", filters="jwt_authn ─> rbac ─> ext_proc")
     page.line("  deploy/examples/gloo: 150 tokens a minute, 300 an hour, 800 a day for each user. An answer costs 85.")
     page.line("  The tokens of Alice and Bob are signed by a key made just now.")
 

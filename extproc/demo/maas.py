@@ -14,6 +14,7 @@ import aiohttp
 from extproc.demo.caller import Caller, shown
 from extproc.demo.clock import MovableClock
 from extproc.demo.examples import example
+from extproc.demo.introduction import introduce
 from extproc.demo.page import Page, expect
 from extproc.demo.stack import Stack
 from extproc.demo.tokens import Issuer, bearer
@@ -112,12 +113,7 @@ async def _running(
 
 
 def _introduce(page: Page, stack: Stack) -> None:
-    page.line("Models as a Service on the real Envoy")
-    page.line()
-    page.line(f"  client ──> Envoy {stack.envoy.address} ──> simulated model {stack.model.address}")
-    page.line("               │ jwt_authn ─> ext_proc")
-    page.line(f"               └──> extproc {stack.server.addresses[0]}, with the embedded limiter")
-    page.line()
+    introduce(page, stack, "Models as a Service on the real Envoy", filters="jwt_authn ─> ext_proc")
     page.line(
         "  deploy/examples/maas: an AuthPolicy, a RateLimitPolicy, Secrets and HTTPRoutes, as Kuadrant takes them."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TextIO
 
 
@@ -23,6 +24,12 @@ class Page:
     def act(self, title: str) -> None:
         self.line()
         self.line(f"\033[1m{title}\033[0m" if self._colour else title)
+
+
+def padded(text: str, width: int) -> str:
+    """With spaces up to so many columns; of a Chinese character a terminal makes two."""
+    columns = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    return text + " " * (width - columns)
 
 
 def expect(what: str, found: object, expected: object) -> None:

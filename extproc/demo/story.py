@@ -12,6 +12,7 @@ import aiohttp
 
 from extproc.demo import limit, limiter, providers
 from extproc.demo.asker import Asker
+from extproc.demo.introduction import introduce
 from extproc.demo.page import Page, expect
 from extproc.demo.setting import HOST, LIMIT, MODELS_HOST, PATH, QUESTION, STREAMED, TOKENS, configuration
 from extproc.demo.stack import Stack
@@ -38,7 +39,8 @@ async def tell(page: Page, directory: Path, log: Path, port: int = 0) -> None:
         await _from_outside(page, stack)
     page.line()
     page.line(f"Everything is stopped again. {time.monotonic() - started:.0f} s.")
-    page.line("Keys, tiers and windows have stories of their own: extproc demo maas, extproc demo gloo.")
+    page.line("Keys, tiers and windows have stories of their own: extproc demo maas, extproc demo gloo;")
+    page.line("so have providers and prompts, and what must not be asked: extproc demo plano, extproc demo guard.")
 
 
 async def stay(page: Page, directory: Path, log: Path, port: int = 0) -> None:
@@ -81,12 +83,7 @@ async def _running(directory: Path, access_log: Path, port: int) -> AsyncIterato
 
 
 def _introduce(page: Page, stack: Stack) -> None:
-    page.line("Token limits on the real Envoy")
-    page.line()
-    page.line(f"  client ──> Envoy {stack.envoy.address} ──> simulated model {stack.model.address}")
-    page.line("               │ ext_proc")
-    page.line(f"               └──> extproc {stack.server.addresses[0]}, with the embedded limiter")
-    page.line()
+    introduce(page, stack, "Token limits on the real Envoy")
     page.line(f"  The limit: {LIMIT} tokens in 60 seconds for *.example.com. Each answer costs {TOKENS}.")
 
 

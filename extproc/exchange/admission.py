@@ -99,7 +99,7 @@ class Admission:
         if refusal is not None:
             return refusal
         reads = action_set.response_reader is not None and record.metered and record.plan.strip_accept_encoding
-        encoded = (reads or record.guards_answers) and "accept-encoding" in facts.headers
+        encoded = (reads or record.withholds_answers) and "accept-encoding" in facts.headers
         asked: Reading = "nothing" if record.streamed_request else self._reading
         return GO_ON[asked, encoded] + record.changes
 
@@ -119,9 +119,13 @@ class Admission:
         record, body = self._record, self._body
         if body is None or not body.waits or record.action_set is None or record.state is State.SETTLED:
             return reply
+        if message is None and self._is_strict and not body.came:
+            return denials.failed(record, "the gateway did not send the request body: it has to allow mode overrides")
         body.read()
         record.model = body.model
-        whole = ended or self._reading == "editable" or (body.complete and not self._is_strict)
+        # Behind a body that Envoy holds as a whole trailers may follow, and behind a document nothing that matters.
+        all_held = self._reading == "editable" and len(body.data) >= record.request_size
+        whole = ended or all_held or (body.complete and not self._is_strict)
         refusal = self._unfit(record.action_set, body, whole=whole)
         if refusal is None and record.state is State.REQUEST:
             refusal = await self._decide(body, whole=whole)
@@ -235,7 +239,7 @@ class Admission:
         record = self._record
         assert record.action_set is not None
         assert record.evaluation is not None
-        refusal = None
+        refusal, sent = None, body.data
         if self._directions is not None and self._directions.waits:
             refusal = self._directions.by_model(record.model)
         if refusal is None and not self._may_send_model:
@@ -245,7 +249,7 @@ class Admission:
         if refusal is None and self._edits:
             refusal = self._rewrite(body)
         if refusal is None:
-            record.evaluation.request_is_there(body.values, body.data)
+            record.evaluation.request_is_there(body.values, sent)
             refusal = await self._limits.ask(len(record.action_set.request_actions), self._prompt_tokens)
         routing = record.plan.routing
         if refusal is None and self._edits and routing is not None and routing.prompts is not None:

@@ -10,8 +10,9 @@ from typing import Final
 from extproc import replies
 from extproc.bodies.reader import BodyReader
 from extproc.eager import begin
-from extproc.exchange.guarded_answer import GuardedAnswer
+from extproc.exchange.guarded_answer import GuardedStream, HeldAnswer
 from extproc.exchange.record import Record
+from extproc.guards.answers import answer_kind
 from extproc.usage.include_usage import UsageFrameFilter
 from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
 from extproc.wire.processing_mode_pb2 import ProcessingMode
@@ -31,10 +32,11 @@ class AnswerReading:
 
     __slots__ = (
         "_broken",
+        "_document",
         "_expected",
         "_frames",
-        "_guarded",
         "_record",
+        "_stream",
         "_undigested",
         "first_byte",
         "is_text",
@@ -46,7 +48,8 @@ class AnswerReading:
         self._record = record
         self._expected = expected
         self._frames: UsageFrameFilter | None = None
-        self._guarded: GuardedAnswer | None = None
+        self._stream: GuardedStream | None = None
+        self._document: HeldAnswer | None = None
         self._undigested = b""
         self._broken = False
         self.reader = reader
@@ -63,25 +66,39 @@ class AnswerReading:
         reader = record.action_set.reader_for(record.provider).open(content_type, content_encoding)
         reading = cls(record, reader, content_type, length_of(headers.get("content-length", b"")))
         is_sse = "text/event-stream" in content_type.lower()
-        if record.guards_answers:
-            reading._guarded = guarded = GuardedAnswer(record, content_type, content_encoding)
-            refusal = guarded.refusal_of_head()
-            if refusal is not None:
-                return reading, refusal
-            content_encoding = "" if guarded.is_stream else content_encoding
+        if record.guards_answers and (refusal := reading._guard(content_type, content_encoding)) is not None:
+            return reading, refusal
+        if reading._stream is not None and reading._stream.decodes:
+            content_encoding = ""
         if record.strips_usage and not content_encoding and is_sse:
             reading._frames = UsageFrameFilter()
         return reading, reading._asking()
 
+    def _guard(self, content_type: str, content_encoding: str) -> Reply | None:
+        """Have guards look at what comes; the reply in place of an answer in which they cannot."""
+        record, kind = self._record, answer_kind(content_type, content_encoding)
+        if kind in ("sse", "ndjson"):
+            self._stream = GuardedStream(record, "sse" if kind == "sse" else "ndjson", content_encoding)
+            return None
+        document = HeldAnswer(record, kind, content_encoding)
+        if kind == "other":
+            return document.refusal_of_head()
+        self._document = document
+        return None
+
     def _asking(self) -> Reply:
         """The reply to the headers: how the body is to be sent, and what of them will not be true any more."""
-        guarded, record = self._guarded, self._record
-        if guarded is None and self._frames is None:
+        record, withholds = self._record, self._record.withholds_answers
+        changed = self._frames is not None or (self._stream is not None and withholds)
+        held = self._document is not None and withholds
+        if not changed and not held:
             return with_shown(record, _READ, replies.READ_RESPONSE)
-        mode = replies.READ_RESPONSE if guarded is None else guarded.mode
-        removed = ("content-length",) if guarded is None else guarded.removed
+        removed = ["content-length"] if changed or record.streamed_response else []
+        if self._stream is not None and self._stream.decodes:
+            removed.append("content-encoding")
         if removed:
             self._expected = -1
+        mode = replies.HOLD_RESPONSE if held else replies.READ_RESPONSE
         return replies.response_headers(mode, add=record.shown, remove=removed)
 
     def take(self, message: ProcessingRequest, reply: Reply) -> tuple[Reply | Awaitable[Reply], bool]:
@@ -93,10 +110,11 @@ class AnswerReading:
         if not self.received:
             self.first_byte = monotonic()
         self.received += len(body)
-        guarded, last = self._guarded, ends(chunk)
-        if guarded is not None and not guarded.is_stream:
-            return begin(guarded.held(body, last=last or self.received == self._expected)), last
-        shown = body if guarded is None else guarded.passed_on(body, last=last)
+        last = ends(chunk)
+        if self._document is not None:
+            over = last or self.received == self._expected
+            return begin(self._document.take(message, reply, last=over)), over
+        shown = body if self._stream is None else self._stream.feed(body, last=last)
         if self._frames is not None:
             shown = self._without_usage_frame(self._frames, shown, last=last)
         if shown is not body:

@@ -40,7 +40,7 @@ class Directions:
         facts.change_headers((), (*stripped, self._routing.header))
         if found is None and self.edits:
             self.waits = True
-            self._change_head((), stripped)
+            self._change_head((), (*stripped, self._routing.header))
             return None
         if found is None:
             found = choice.by_model("")
@@ -72,7 +72,8 @@ class Directions:
         return None
 
     def _change_head(self, change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> None:
-        self._record.changes += replies.request_changes(change, remove, reroute=bool(change))
+        # Where the body decides, too: a route that Envoy has found meanwhile would stay, whatever the body reply says.
+        self._record.changes += replies.request_changes(change, remove, reroute=True)
 
 
 def not_routed(routing: Routing, facts: RequestFacts) -> bytes:

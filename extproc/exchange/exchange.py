@@ -111,7 +111,7 @@ class Exchange:
         undecided = record.state in (State.NEW, State.REQUEST) and kind.startswith("request_")
         if undecided and record.denies_on_failure:
             return denials.broken(record)
-        if record.guards_answers and kind.startswith("response_"):
+        if record.withholds_answers and kind.startswith("response_"):
             return self._swallowed(kind, message)
         self._answer = None
         return self._unchanged(kind, message) + (record.changes if kind == "request_headers" else b"")

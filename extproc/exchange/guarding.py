@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from time import monotonic
 from typing import Final
 
@@ -18,8 +17,8 @@ from extproc.guards.texts import has_repeated_names, read_texts
 from extproc.limiter.seam import MAX_HITS, Query
 from extproc.plan.guarding import GuardMeter, PlannedGuard
 
-_UTF_8: Final = re.compile(r"""[^;]*(?:;\s*(?!charset)[^;]*)*(?:;\s*charset\s*=\s*["']?utf-?8["']?\s*)?""", re.I)
-"""A content type that leaves no doubt about what the bytes of JSON say."""
+_CHARSET: Final = "charset"
+_UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})
 
 
 class Guarding:
@@ -61,7 +60,7 @@ class Guarding:
         """The texts of the request; None where they cannot be found for certain, and why."""
         if body.is_encoded:
             return None, "the body is compressed"
-        if not _UTF_8.fullmatch(self._facts.header("content-type") or ""):
+        if not is_utf_8(self._facts.header("content-type") or ""):
             return None, "the body is not in UTF-8"
         if not body.data.strip():
             return (), ""
@@ -108,6 +107,14 @@ class Guarding:
 
     def _refusal(self, planned: PlannedGuard, verdict: Verdict) -> Reply:
         return denials.guarded(self._record, planned, verdict)
+
+
+def is_utf_8(content_type: str) -> bool:
+    """Whether a content type leaves no doubt about what the bytes of JSON say: it names no other charset anywhere."""
+    content_type = content_type.lower()
+    parameters = (parameter.partition("=") for parameter in content_type.split(";")[1:])
+    known = sum(name.strip() == _CHARSET and value.strip().strip("\"'") in _UTF_8 for name, _, value in parameters)
+    return content_type.count(_CHARSET) == known
 
 
 def _replace(body: RequestBody, verdict: Verdict) -> bool:

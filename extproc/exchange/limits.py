@@ -32,7 +32,7 @@ class Limits:
         """Whether a limit applies, as far as that is known."""
 
     async def ask(self, last: int, tokens: Tokens) -> Reply | None:
-        """Run the actions before `last`. `tokens` counts the prompt. None to go on, or the reply that ends the exchange."""
+        """Run the actions before `last`; `tokens` counts the prompt. None to go on, or the reply that ends all."""
         assert self._record.action_set is not None
         actions = self._record.action_set.request_actions
         while self._next < last:

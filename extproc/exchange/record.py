@@ -186,6 +186,13 @@ class Record:
         return bool(self.guards) and any(planned.guard.answers is not None for planned in self.guards)
 
     @property
+    def withholds_answers(self) -> bool:
+        """Whether what is answered may be kept from the client."""
+        return self.guards_answers and any(
+            planned.guard.enforces and planned.guard.answers is not None for planned in self.guards
+        )
+
+    @property
     def about(self) -> dict[str, Any]:
         """What every log line of this exchange begins with."""
         about: dict[str, Any] = {"request_id": self.request_id, "action_set": self.action_set_name}

@@ -89,6 +89,11 @@ class RequestBody:
             self.document = reader.document
 
     @property
+    def came(self) -> bool:
+        """Whether any message brought a piece of it, though that may have been empty."""
+        return self._messages > 0
+
+    @property
     def in_one_piece(self) -> bool:
         """Whether it came as one message, and so can be edited in the reply to that."""
         return self._messages == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from time import monotonic
 
 from extproc import replies
@@ -101,7 +101,11 @@ class Settlement:
         self._used = usage
         if not evaluation.action_set.response_actions:
             self._note(usage)
-        pending = [self._settle_action(action, evaluation, usage) for action in evaluation.action_set.response_actions]
+        actions: Iterable[Action] = evaluation.action_set.response_actions
+        if record.precharged:
+            # What was charged before the call goes to the report that has exactly its entries, if there is one.
+            actions = sorted(actions, key=lambda action: not self._is_precharged(action, evaluation))
+        pending = [self._settle_action(action, evaluation, usage) for action in actions]
         if record.precharged:
             give_back(record, called=True)
         record.shared.spending.used(record.who, record.namespace, usage, self._charged, provider)
@@ -114,6 +118,15 @@ class Settlement:
             fields = {**record.about, "total_tokens": usage.total_tokens, "completion_tokens": usage.completion_tokens}
             fields |= {"usage": usage.source, "ending": usage.ending, "model": usage.model, "status": record.status}
             record.shared.decisions.note("consumed", {**fields, "end_stream": True})
+
+    def _is_precharged(self, action: Action, evaluation: Evaluation) -> bool:
+        try:
+            query = evaluation.query(action)
+        except ActionFailure:
+            return False
+        if query is None:
+            return False
+        return (action.service.endpoint, query.domain, query.descriptors[0]) in self._record.precharged
 
     def _settle_action(self, action: Action, evaluation: Evaluation, usage: Usage) -> asyncio.Task[None] | None:
         record = self._record

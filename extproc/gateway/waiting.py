@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from extproc.config.duration import format_duration
 from extproc.config.errors import field_path
 from extproc.config.model import ActionSet, Config, Service
+from extproc.exchange.admission import COUNTING
 
 MARGIN = 0.5
 """Seconds for everything that is not waiting."""
@@ -57,7 +58,9 @@ def _of_action_set(config: Config, action_set: ActionSet) -> Waiting:
     ]
     named = [name for name in action_set.guards if not config.guards[name].hosts]
     limits = _prompt_limits(config) if action_set.routed else ()
-    return Waiting((*asked, *limits, *_host_guards(config), *_guards(config, named)))
+    precharge = action_set.precharge or config.precharge
+    counting = [("precharge", COUNTING)] if precharge.charge == "prompt" and not limits else []
+    return Waiting((*asked, *counting, *limits, *_host_guards(config), *_guards(config, named)))
 
 
 def _host_guards(config: Config) -> Iterator[tuple[str, float]]:
@@ -75,9 +78,9 @@ def _guards(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]
 
 
 def _prompt_limits(config: Config) -> Sequence[tuple[str, float]]:
-    """The embedded limiter's default is that of a service."""
+    """The prompt is counted once. The embedded limiter's default is that of a service."""
     if config.prompt_limits is None:
         return ()
     asked = config.services.get(config.prompt_limits.service or "")
     default = Service.model_fields["timeout"].default
-    return [("promptLimits", default if asked is None else asked.timeout)]
+    return [("promptLimits", COUNTING + (default if asked is None else asked.timeout))]

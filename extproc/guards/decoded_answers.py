@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from extproc.bodies.decoders import Decoder, DecodingError, decoder_for
-from extproc.guards.stream_guard import StreamGuard
 
 MAX_STEP: Final = 4 * 1024 * 1024
 """Bytes that one chunk of a stream may decode to: far beyond what events written one by one do."""
@@ -27,44 +26,23 @@ def decoded_body(body: bytes, content_encoding: str, limit: int) -> bytes | None
     return b"".join(pieces)
 
 
-class DecodedStream:
-    """A guard behind a decoder. Clients must be told of no content-encoding, and of no content-length."""
+class StreamDecoder:
+    """A compressed stream, chunk by chunk. Clients must be told of no content-encoding, and of no content-length."""
 
-    __slots__ = ("_decoder", "_guard")
+    __slots__ = ("_decoder",)
 
-    def __init__(self, guard: StreamGuard, decoder: Decoder) -> None:
-        self._guard = guard
+    def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    @property
-    def denied(self) -> str | None:
-        """The rule that the stream broke: nothing more is passed on."""
-        return self._guard.denied
-
-    @property
-    def held(self) -> int:
-        """Decoded bytes held back."""
-        return self._guard.held
-
-    def feed(self, chunk: bytes, last: bool = False) -> bytes:
-        """What to send, decoded, in place of `chunk`. A chunk that cannot be read ends the stream."""
-        if self._guard.denied is not None:
-            return b""
-        passed: list[bytes] = []
+    def decode(self, chunk: bytes, last: bool = False) -> bytes:
+        """What a chunk comes to. Raises DecodingError for what is corrupt, or too much at a time."""
+        pieces: list[bytes] = []
         size = 0
-        try:
-            for piece in self._decoder.decode(chunk):
-                size += len(piece)
-                passed.append(self._guard.feed(piece))
-                if self._guard.denied is not None:
-                    return b"".join(passed)
-                if size > MAX_STEP:
-                    passed.append(self._guard.refuse(CORRUPT))
-                    return b"".join(passed)
-            if last:
-                passed += [self._guard.feed(piece) for piece in self._decoder.flush()]
-        except DecodingError:
-            passed.append(self._guard.refuse(CORRUPT))
+        for piece in self._decoder.decode(chunk):
+            size += len(piece)
+            pieces.append(piece)
+            if size > MAX_STEP:
+                raise DecodingError("too_large", "one chunk decodes to too much")
         if last:
-            passed.append(self._guard.feed(b"", last=True))
-        return b"".join(passed)
+            pieces += self._decoder.flush()
+        return b"".join(pieces)

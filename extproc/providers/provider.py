@@ -39,9 +39,9 @@ class Provider:
     def model_for(self, asked: str) -> str | None:
         """What the model of a request is to be called, which asks for `asked` ("" for none); None leaves it alone."""
         found = self.aliases.find(asked)
-        if found is None:
-            return self.model
-        return found or asked or self.model
+        if found == _AS_ASKED and asked:
+            return None
+        return found or self.model
 
 
 def compile_provider(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tracemalloc
 from collections.abc import Awaitable
 from copy import deepcopy
@@ -439,3 +440,18 @@ async def test_decision_lines_have_the_words_operators_look_for(caplog: pytest.L
     assert "OVER_LIMIT" in lines[1]
     assert "name_a" in lines[1]
     assert not any("secret" in line for line in lines)
+
+
+async def test_an_exchange_leaves_no_garbage() -> None:
+    """What is in a cycle stays until the collector comes by, with the body of a client that has hung up."""
+    gateway = Gateway()
+    exchange = (request_headers(ends=True), response_headers(), response_body(json_answer()))
+    await gateway.exchange(*exchange)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            await gateway.exchange(*exchange)
+        assert gc.collect() < 100
+    finally:
+        gc.enable()

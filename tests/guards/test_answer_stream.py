@@ -17,8 +17,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.bodies.decoders import decoder_for
-from extproc.guards.decoded_answers import CORRUPT, DecodedStream
+from extproc.bodies.decoders import DecodingError, decoder_for
+from extproc.guards.decoded_answers import StreamDecoder
 from extproc.guards.final_events import MESSAGE, Framing, final_events
 from extproc.guards.growing_texts import Escapes
 from extproc.guards.patterns import Patterns
@@ -378,37 +378,31 @@ def test_the_patterns_of_a_guard_serve_here() -> None:
 class TestCompressed:
     """Compressed streams are guarded too, and passed on as identity."""
 
-    def guard(self, deny: Deny, encoding: str = "gzip", limit: int = 1 << 20) -> DecodedStream:
-        decoder = decoder_for(encoding, limit)
+    def decoder(self, limit: int = 1 << 20) -> StreamDecoder:
+        decoder = decoder_for("gzip", limit)
         assert decoder is not None
-        return DecodedStream(StreamGuard(deny, 64), decoder)
+        return StreamDecoder(decoder)
 
     def test_each_event_comes_out_with_the_bytes_that_complete_it(self) -> None:
-        guard, coder = self.guard(Deny("账号")), zlib.compressobj(wbits=31)
-        for text in ("my ", "all "):
-            assert guard.feed(coder.compress(chat(text)) + coder.flush(zlib.Z_SYNC_FLUSH)) == chat(text)
-        assert guard.feed(coder.compress(chat("账号")) + coder.flush(zlib.Z_SYNC_FLUSH)) == OPENAI_END
-        assert guard.denied == "deny[0]"
-        assert guard.feed(coder.flush(), last=True) == b""
+        decoder, coder = self.decoder(), zlib.compressobj(wbits=31)
+        for text in ("my ", "账号"):
+            assert decoder.decode(coder.compress(chat(text)) + coder.flush(zlib.Z_SYNC_FLUSH)) == chat(text)
+        assert decoder.decode(coder.flush(), last=True) == b""
 
     @pytest.mark.parametrize("last", [False, True])
-    def test_what_does_not_decode_ends_the_stream(self, last: bool) -> None:
-        guard = self.guard(Deny("nothing"))
-        assert guard.feed(gzip.compress(chat("a"))) == chat("a")
-        assert guard.feed(b"no gzip", last) == OPENAI_END
-        assert (guard.denied, guard.held, guard.feed(b"", last=True)) == (CORRUPT, 0, b"")
+    def test_what_does_not_decode_is_told(self, last: bool) -> None:
+        decoder = self.decoder()
+        assert decoder.decode(gzip.compress(chat("a"))) == chat("a")
+        with pytest.raises(DecodingError):
+            decoder.decode(b"no gzip", last)
 
     @pytest.mark.parametrize("limit", [1 << 20, 1 << 40])
-    def test_a_bomb_ends_it_too(self, limit: int) -> None:
-        guard = self.guard(Deny("nothing"), limit=limit)
-        sent = guard.feed(gzip.compress(chat("a" * 1000) * 20_000))
-        assert guard.denied == CORRUPT
-        assert sent.endswith(b"data: [DONE]\n\n")
-        assert len(sent) < 5 << 20
+    def test_so_is_a_bomb(self, limit: int) -> None:
+        with pytest.raises(DecodingError):
+            self.decoder(limit).decode(gzip.compress(chat("a" * 1000) * 20_000))
 
-    def test_an_event_without_its_end_is_looked_at(self) -> None:
-        assert self.guard(Deny("账号")).feed(gzip.compress(chat("账号")[:-1]), last=True) == OPENAI_END
-        assert self.guard(Deny("nothing")).feed(gzip.compress(chat("a")[:-1]), last=True) == chat("a")[:-1]
+    def test_an_event_without_its_end_comes_too(self) -> None:
+        assert self.decoder().decode(gzip.compress(chat("a")[:-1]), last=True) == chat("a")[:-1]
 
 
 units = st.sampled_from(

@@ -285,6 +285,22 @@ def test_a_sample_stands_for_a_long_text() -> None:
     assert approximate(content * 400) == pytest.approx(approximate(content) * 400, rel=0.1)
 
 
+@pytest.mark.parametrize("filler", ["\t", "\r", " ", "\0", "\u200b"])
+@pytest.mark.parametrize("period", [4096, 20_000, 62_500])
+def test_nothing_is_hidden_between_the_places_that_are_looked_at(filler: str, period: int) -> None:
+    """Whoever wants to get around a limit writes what counts little where a sample might be taken."""
+    words = "word " * (period // 10)
+    hidden = (filler * (period - len(words)) + words) * (1_000_000 // period)
+    assert approximate(hidden) > 0.7 * approximate(words) * (1_000_000 // period)
+
+
+@pytest.mark.parametrize("character", ["\t", "\r", " ", "\0", "\x1b", "\x7f", "\u200b", "\ufeff", "\U000e0041"])
+@pytest.mark.parametrize("times", [160, 100_000])
+def test_no_character_is_free(character: str, times: int) -> None:
+    """A prompt of nothing counts something: a limiter is asked about it."""
+    assert approximate(character * times) >= times // 16
+
+
 # --- bounds, endings -------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""What a configuration will do, in words."""
+"""The whole page."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from extproc.config.model import (
     Service,
     Source,
 )
+from extproc.explain.directions import directions, prompt_limits
+from extproc.explain.guarding import guards
+from extproc.explain.words import counted, listed
+from extproc.gateway.waiting import active_guards, longest_wait
 from extproc.limiter.limits import CompiledLimit
 from extproc.limiter.windows import CalendarWindow
 from extproc.plan.action import Action as CompiledAction
-from extproc.plan.action import AuthAction, Phase
+from extproc.plan.action import AuthAction, Phase, Precharge
 from extproc.plan.compile import DOMAIN, HITS_ADDEND
 from extproc.plan.plan import ActionSet
 from extproc.usage.vocabulary import DIRECTORY_VARIABLE
@@ -32,8 +36,6 @@ _VERBS = {
     "ratelimit-report": "charge (Report)",
     "auth": "authenticate (Check)",
 }
-
-
 _LIMITING = ("ratelimit", "ratelimit-check")
 
 
@@ -51,7 +53,7 @@ def _lines(active: Active) -> Iterator[str]:
     for name, service in config.services.items():
         yield f"  {name}: {_service(config, service)}"
     if not config.services:
-        yield "  none: every request passes"
+        yield "  none" if config.providers or active_guards(config) else "  none: every request passes"
     for action_set, compiled in zip(config.action_sets, active.plan.action_sets, strict=True):
         yield ""
         yield f"Action set `{action_set.name}`: requests to {', '.join(action_set.route_rule_conditions.hostnames)}"
@@ -65,10 +67,17 @@ def _lines(active: Active) -> Iterator[str]:
         if compiled.denies_without_limit:
             yield "  A request to which none of its limits applies is refused: 403."
         yield f"  Of the bodies it needs {_bodies(compiled)}."
+        if action_set.guards:
+            yield f"  It is guarded by {', '.join(action_set.guards)}, besides guards of its hosts."
         dialect = action_set.dialect or config.dialect
         if dialect != "auto" and compiled.response_reader is not None:
             yield f"  Answers are read as {dialect}'s, whatever they look like."
+    yield from directions(config)
+    yield from prompt_limits(config)
+    yield from guards(config)
     yield ""
+    if config.providers or active_guards(config):
+        yield f"A request that no action set matches {_unmatched(config)}."
     yield f"A successful answer without usage is charged {_missing(config)}."
     yield f"Answers with an error status are {'charged too' if config.charge_errors else 'not charged'}."
     yield f"Only answers to {', '.join(config.metered_methods)} requests are charged."
@@ -81,9 +90,31 @@ def _lines(active: Active) -> Iterator[str]:
         yield from _auth_config(name, rules, active.loaded.keys)
     if active.limits.limits:
         yield ""
-        used = any(config.endpoints[service.endpoint].embedded for service in config.services.values())
-        yield f"Limits of the embedded limiter{'' if used else ', which no service talks to, so they are not used'}:"
+        unused = "" if _uses_embedded(config) else ", which no service talks to, so they are not used"
+        yield f"Limits of the embedded limiter{unused}:"
         yield from map(_limit, active.limits.limits)
+    yield ""
+    yield from _gateway(config)
+
+
+def _uses_embedded(config: Config) -> bool:
+    asks_about_prompts = config.prompt_limits is not None and config.prompt_limits.service is None
+    return asks_about_prompts or any(config.endpoints[each.endpoint].embedded for each in config.services.values())
+
+
+def _unmatched(config: Config) -> str:
+    if config.on_no_match == "deny":
+        return "is answered 404"
+    parts = {"has its provider": bool(config.providers), "is guarded": bool(active_guards(config))}
+    return f"{listed([part for part, there in parts.items() if there])} all the same"
+
+
+def _gateway(config: Config) -> Iterator[str]:
+    """What Envoy has to be told, for `deploy/envoy.yaml` waits for a second."""
+    waiting = longest_wait(config)
+    yield f"Envoy's `message_timeout` has to be {waiting.message_timeout}s at least: {waiting}, and some time besides."
+    if config.providers or active_guards(config):
+        yield "`extproc envoy-config` prints what Envoy, Istio or Envoy Gateway has to be told."
 
 
 def _limit(limit: CompiledLimit) -> str:
@@ -131,7 +162,7 @@ def _source(source: Source, keys: int) -> str:
     credentials = source.credentials
     scheme = f"`{credentials.scheme} KEY`" if credentials.scheme else "the key"
     files = ", ".join(source.api_keys.files)
-    return f"{keys} API key{'' if keys == 1 else 's'} from {files}, as {scheme} in {credentials.header}"
+    return f"{counted(keys, 'API key')} from {files}, as {scheme} in {credentials.header}"
 
 
 def _service(config: Config, service: Service) -> str:
@@ -161,6 +192,17 @@ def _action(config: Config, action: Action, compiled: AuthAction | CompiledActio
         yield f"    where {predicate}"
     for block in action.conditional_data:
         yield from _block(block)
+    if compiled.precharge is not None:
+        yield "    and charges the estimated prompt at once; the report charges the rest"
+        yield f"    of a call that fails, or takes less, that {_kept(compiled.precharge)}"
+
+
+def _kept(precharge: Precharge) -> str:
+    if not precharge.keeps:
+        return "is given back"
+    return "stays; of a request that is refused later it " + (
+        "stays too" if precharge.refund is None else "is given back"
+    )
 
 
 def _block(block: ConditionalData) -> Iterator[str]:

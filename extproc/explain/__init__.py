@@ -1,0 +1,5 @@
+"""What a configuration will do, in words: for the person who wrote it."""
+
+from extproc.explain.page import explain
+
+__all__ = ["explain"]
