@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from extproc.cli import main
 from tools.generate_configuration_docs import TARGET, page
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("accounting", "bench", "deploy", "docs")
+SECTIONS = ("providers", "routing", "promptLimits", "precharge", "guards")
 PAGES = sorted([ROOT / "README.md", *(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))])
 
 
@@ -22,7 +25,7 @@ def test_the_configuration_page_is_made_from_the_schema() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+        assert "://" in target or (path.parent / target).exists(), target
 
 
 def test_nothing_is_left_to_fill_in() -> None:
@@ -36,12 +39,12 @@ def test_the_readme_names_only_targets_that_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "schema", "limiter", "simulator", "demo"])
+@pytest.mark.parametrize("command", ["serve", "check", "schema", "limiter", "simulator", "demo", "envoy-config"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    assert re.search(r"usage: extproc \w+ \[-h\].*\n\n[A-Z].{20}", capsys.readouterr().out, re.DOTALL)
+    assert re.search(r"usage: extproc [\w-]+ \[-h\].*\n\n[A-Z].{20}", capsys.readouterr().out, re.DOTALL)
 
 
 def test_the_shipped_configuration_is_valid_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,9 +67,33 @@ def test_the_example_of_the_identity_page_is_a_configuration(
     assert "2 API keys" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/providers.md", "docs/guards.md", "docs/webhook-guard.md"])
+def test_examples_of_providers_and_guards_are_configurations(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by itself, or together with those above it on the page, as it is meant."""
+    page = ROOT / name
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    examples = [block for block in blocks if re.search(rf"^({'|'.join(SECTIONS)}):", block, re.MULTILINE)]
+    assert examples
+    above: dict[str, Any] = {}
+    for example in examples:
+        for variable in re.findall(r"env: (\w+)", example):
+            monkeypatch.setenv(variable, "key")
+        above |= yaml.safe_load(example)
+        (tmp_path / "extproc.yaml").write_text(yaml.safe_dump(above))
+        assert main(["check", "--strict", str(tmp_path / "extproc.yaml")]) == 0, capsys.readouterr().err
+        assert main(["envoy-config", str(tmp_path / "extproc.yaml"), "--upstream", "model:80"]) == 0
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_anchors_lead_somewhere(path: Path) -> None:
-    text = path.read_text()
-    headings = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.*)$", text, re.M)}
-    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
-        assert anchor in headings, anchor
+    for target, anchor in re.findall(r"\]\(([^)#:]*\.md)?#([^)]+)\)", path.read_text()):
+        there = path.parent / target if target else path
+        assert anchor in headings(there), f"{target}#{anchor}"
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}

@@ -36,7 +36,7 @@ class RequestReaderFactory:
         """A reader for a body with these headers; "" where there is none."""
         is_json = not content_type or "json" in content_type.lower()
         reader = RequestReader(self._wanted, self._largest, is_json=is_json)
-        if not content_encoding:
+        if content_encoding.strip().lower() in ("", "identity"):
             return reader
         decoder = decoder_for(content_encoding, min(self._largest, DECODED), codings=1)
         return Unreadable() if decoder is None else DecodingReader(decoder, reader)

@@ -51,7 +51,7 @@ def find_provider_warnings(config: Config) -> Iterator[Problem]:
     """What works, but hardly as meant."""
     for index, provider in enumerate(config.providers):
         if provider.credential is None:
-            message = "missing: its requests are refused (400); write `credential: none` if it needs none"
+            message = "missing: its requests are refused (400); write `none` if it needs none"
             yield Problem.at(("providers", index, "credential"), message)
     known = _provided(config.providers)
     limits = config.prompt_limits.limits if config.prompt_limits is not None and known is not None else ()

@@ -50,6 +50,11 @@ def _folded(hostname: str) -> str:
     return hostname.lower() if hostname == "*." else hostname.lower().removesuffix(".")
 
 
+def _without_port(authority: str) -> str:
+    """A host with its port, as a Host header has it, is that host: what is for a host is for all of its ports."""
+    return re.sub(r":\d{1,5}$", "", authority) if authority.count(":") == 1 or "]" in authority else authority
+
+
 def _namespace(name: str) -> str:
     if not re.fullmatch(r"[^\s:()%]+", name):
         raise ValueError(f"expected a name that an access log can show, without spaces and :()%, found `{name}`")
@@ -80,6 +85,7 @@ Duration = Annotated[
 PemFile = Annotated[str, AfterValidator(_anchored), Field(description="Relative to the configuration file.")]
 FilePath = Annotated[str, AfterValidator(_anchored)]
 Hostname = Annotated[str, AfterValidator(_folded)]
+Host = Annotated[str, AfterValidator(_without_port), AfterValidator(_folded)]
 DialectName = Literal["auto", "openai", "responses", "anthropic", "gemini", "bedrock", "ollama", "cohere"]
 Size = Annotated[int, Field(gt=0)]
 

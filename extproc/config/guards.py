@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from extproc.config.fields import Duration, FilePath, HeaderName, Hostname, Model
+from extproc.config.fields import Duration, FilePath, HeaderName, Host, Model
 from extproc.config.providers import CredentialChoice
 
 FailureMode = Literal["deny", "allow"]
@@ -102,9 +102,9 @@ class AnswerGuard(Model):
 class Guard(Model):
     """Refuses requests for what their texts say."""
 
-    hosts: list[Hostname] = Field(
+    hosts: list[Host] = Field(
         default_factory=list,
-        description="Guards requests to these hosts, whatever action set they have; or name the guard in action sets.",
+        description="Guards requests to these hosts, whatever action set they have, on any port; or name the guard in action sets.",
     )
     allow: list[str] = Field(default_factory=list, description="Patterns (RE2), one of which each text must match.")
     deny: list[str] = Field(default_factory=list, description="Patterns (RE2) that no text may match anywhere.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Tag, WithJsonSchema, model_validator
 
-from extproc.config.fields import DialectName, FilePath, HeaderName, Hostname, Model, arm
+from extproc.config.fields import DialectName, FilePath, HeaderName, Host, Model, arm
 
 
 class SecretKey(Model):
@@ -111,7 +111,7 @@ class RoutingRule(Model):
 class Routing(Model):
     """How a request gets its provider: by the first rule that holds, its hint, its model, or it is the default."""
 
-    hosts: Annotated[list[Hostname], Field(min_length=1)] = Field(
+    hosts: Annotated[list[Host], Field(min_length=1)] = Field(
         default_factory=lambda: ["*"], description="Requests to these; `*`, `*.suffix` or an exact host."
     )
     header: HeaderName = Field(

@@ -30,7 +30,13 @@ from extproc.telemetry.logs import configure
 from extproc.transport.listener import ListenError
 
 Tell = Callable[[Page, Path, Path, int], Coroutine[Any, Any, None]]
-_STORIES: dict[str | None, Tell] = {None: tell, "maas": maas.tell, "gloo": gloo.tell, "plano": plano.tell, "guard": guard.tell}
+_STORIES: dict[str | None, Tell] = {
+    None: tell,
+    "maas": maas.tell,
+    "gloo": gloo.tell,
+    "plano": plano.tell,
+    "guard": guard.tell,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

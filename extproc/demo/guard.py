@@ -33,8 +33,7 @@ ACCOUNT, NUMBER = "我的账号是什么?", "我的qq是1234123"
 """What the pattern knows, and what only a reader does."""
 WORDS = ("qq",)
 """What the simulated guard's model takes for sensitive."""
-PROMPT, COMPLETION, JUDGED = 12, 18, 24
-"""Tokens of an answer, and of a verdict."""
+PROMPT, COMPLETION = 12, 18
 MODEL = Options(prompt_tokens=PROMPT, completion_tokens=COMPLETION, frames=6, text=" fine")
 IDENTITY = {"x-sim-text": "7", "x-sim-frames": "40"}
 """Has the model say a number that is long enough for one of an identity card, digit by digit."""
@@ -45,14 +44,16 @@ def asking(text: Any, role: str = "user") -> list[dict[str, Any]]:
     return [{"role": "system", "content": "Be brief."}, {"role": role, "content": text}]
 
 
-def watched(guard: Simulator, *, timeout: str = "10s", port: int = 0, **options: str) -> dict[str, Any]:
-    """The example, with the simulated model for its second look; `options` are that model's."""
+def watched(
+    judge: Simulator, options: Mapping[str, str] = {}, *, timeout: str = "10s", port: int = 0
+) -> dict[str, Any]:
+    """The example, with a simulated model for the second look; `options` are that model's for this."""
     config = example("guard")
-    host, _, found = guard.address.rpartition(":")
-    where = {"host": host, "port": port or int(found), "scheme": "http", "timeout": timeout}
+    host, _, found = judge.address.rpartition(":")
+    model = config["guards"]["asm"]["model"]
+    model.update({"host": host, "port": port or int(found), "scheme": "http", "timeout": timeout})
     if options:
-        where["path"] = f"{GUARD_PATH}?{urlencode({name.replace('_', '-'): value for name, value in options.items()})}"
-    config["guards"]["asm"]["model"].update(where)
+        model["path"] = f"{GUARD_PATH}?{urlencode(options)}"
     return config
 
 
@@ -66,19 +67,19 @@ class Misbehaviour(NamedTuple):
 
 
 MISBEHAVIOURS = (
-    Misbehaviour("answers in a Markdown fence", "", {"judge_as": "fenced"}),
+    Misbehaviour("answers in a Markdown fence", "", {"judge-as": "fenced"}),
     Misbehaviour("answers 500", "external service returned non-200 status : 500", {"status": "500"}),
     Misbehaviour("says nothing for 0.3 s", "external service did not answer in time", {"hold": "ever"}, "300ms"),
     Misbehaviour("answers 200 with HTML", "failed to unmarshal external response: ", {"body": "<p>Hello</p>"}),
     Misbehaviour("says {}", "external service returned deny: {}", {"judge": "", "text": "{}", "frames": "1"}),
-    Misbehaviour("talks", "failed to unmarshal CustomIntelligentGuardResponse: ", {"judge_as": "quoting"}),
+    Misbehaviour("talks", "failed to unmarshal CustomIntelligentGuardResponse: ", {"judge-as": "quoting"}),
 )
 
 
 async def tell(page: Page, directory: Path, log: Path, port: int = 0) -> None:
     """Play all acts. Raises StoryError when one goes otherwise, and what `Stack` raises."""
     started = time.monotonic()
-    judge = Simulator(options=Options(judge=WORDS, prompt_tokens=JUDGED - 6, completion_tokens=6))
+    judge = Simulator(options=Options(judge=WORDS))
     with environment(DASHSCOPE_API_KEY=KEY):
         async with judge, _running(page, directory, port, watched(judge)) as caller:
             _introduce(page, caller.stack, judge)
@@ -107,7 +108,9 @@ async def _running(page: Page, directory: Path, port: int, config: Mapping[str, 
 
 def _introduce(page: Page, stack: Stack, judge: Simulator) -> None:
     introduce(page, stack, "Guards on the real Envoy")
-    page.line(f"  deploy/examples/guard: a pattern, then a second look by a model, here a simulated one at {judge.address}.")
+    page.line(
+        f"  deploy/examples/guard: a pattern, then a second look by a model, here a simulated one at {judge.address}."
+    )
 
 
 async def _patterns(caller: Caller, judge: Simulator) -> None:
@@ -161,7 +164,7 @@ async def _misbehaviours(caller: Caller, judge: Simulator) -> None:
     page = caller.page
     page.act("3. A guard's model that does not do its work, and a harmless question")
     for each in MISBEHAVIOURS:
-        await caller.reconfigure(watched(judge, timeout=each.timeout, **each.options))
+        await caller.reconfigure(watched(judge, each.options, timeout=each.timeout))
         _show(caller, each.what, await caller.ask({}), each.refusal)
     await caller.reconfigure(watched(judge, port=free_port()))
     _show(caller, "is not there", await caller.ask({}), "external service: ")
@@ -175,7 +178,7 @@ async def _persuasion(caller: Caller, judge: Simulator) -> None:
     await caller.reconfigure(watched(judge))
     _show(caller, "a model that does not listen", await caller.ask({}, messages=asking(words)), "external service ")
     # This one sees nothing in the text, and repeats it.
-    await caller.reconfigure(watched(judge, judge="nothing", judge_as="quoting"))
+    await caller.reconfigure(watched(judge, {"judge": "nothing", "judge-as": "quoting"}))
     _show(caller, "a model that repeats it", await caller.ask({}, messages=asking(words)), "failed to unmarshal Custom")
     await caller.reconfigure(watched(judge))
 
@@ -196,7 +199,7 @@ async def _answers(caller: Caller, judge: Simulator) -> None:
     page = caller.page
     page.act(r"6. Answers: `\d{17}[\dXx]` may not be told")
     before = await caller.metrics()
-    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    streamed: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
     harmless = b"".join(piece.data for piece in await caller.stream({}, **streamed))
     direct = await caller.ask({}, url=f"http://{caller.stack.providers[PROVIDER].address}", **streamed)
     expect("a harmless stream", harmless.decode(), direct.body)
@@ -210,7 +213,7 @@ async def _answers(caller: Caller, judge: Simulator) -> None:
     if len(told) >= 18 or '"content_filter"' not in error:
         raise StoryError(f"a stream was not cut as it should be: {cut}")
     expect("the end of the stream", (done, end), ("data: [DONE]", ""))
-    usage = [f"{_USAGE},gen_ai_token_type=\"{kind}\"}}" for kind in ("input", "output")]
+    usage = [f'{_USAGE},gen_ai_token_type="{kind}"}}' for kind in ("input", "output")]
     page.line("  What was not shown was generated all the same:")
     await caller.show_metrics(
         {name: before[name] + 3 * count for name, count in zip(usage, (PROMPT, COMPLETION), strict=True)}
@@ -244,9 +247,13 @@ async def _webhook(caller: Caller, judge: Simulator) -> None:
 
 async def _counted(caller: Caller) -> None:
     caller.page.act("8. What was refused, and by which rule")
-    await caller.show_metrics(
-        {
-            # Three requests of act 1, and one of act 5.
-            'guard_denied_total{guard="asm",rule="deny[0]"}': 3 + 1,
-        }
-    )
+    refused = {
+        # Three requests of act 1, one of act 5; its body that is no JSON; the answers of act 6.
+        'guard="asm",rule="deny[0]"': 3 + 1,
+        'guard="asm",rule="unparsable"': 1,
+        'guard="asm",rule="deny[1]"': 2,
+        # Two requests of act 2, those of act 3 and one more, two of act 4, one of act 5.
+        'guard="asm",rule="model"': 2 + sum(bool(each.refusal) for each in MISBEHAVIOURS) + 1 + 2 + 1,
+        'guard="moderation",rule="webhook"': 1,
+    }
+    await caller.show_metrics({f"guard_denied_total{{{labels}}}": count for labels, count in refused.items()})

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,19 +23,20 @@ async def moderation(*words: str, server: Path = SERVER) -> AsyncIterator[str]:
 
     Raises FileNotFoundError in an installation without the examples, StoryError where it does not start.
     """
-    if not server.exists():
-        raise FileNotFoundError(f"{server} is not there: the examples come with the repository")
-    options = [option for word in words for option in ("--deny", word)]
     environment = {name: value for name, value in os.environ.items() if name != "GUARD_TOKEN"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(server), "--port", "0", *options, stderr=PIPE, env=environment
-    )
+    process = await asyncio.create_subprocess_exec(*_command(server, words), stderr=PIPE, env=environment)
     try:
         yield await _address(process)
     finally:
         if process.returncode is None:
             process.terminate()
         await process.communicate()
+
+
+def _command(server: Path, words: Sequence[str]) -> list[str]:
+    if not server.exists():
+        raise FileNotFoundError(f"{server} is not there: the examples come with the repository")
+    return [sys.executable, str(server), "--port", "0", *(option for word in words for option in ("--deny", word))]
 
 
 async def _address(process: Process) -> str:

@@ -1,4 +1,4 @@
-"""Plano's LLM gateway: providers by hint and by model, their credentials, and limits of prompts before they are sent."""
+"""Plano's LLM gateway: providers by hint and by model, their credentials, limits of prompts before they are sent."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ BODY = b"""\
   "response_format": {"type": "json_object"} }
 """
 """With whatever a gateway may lose that writes JSON anew."""
-REWRITTEN = BODY.replace(b'"none"', b'"gpt-4"').replace(b'"model": "mine", ', b"").replace(
-    b',\n  "metadata": {"trace": 1}', b""
+REWRITTEN = (
+    BODY.replace(b'"none"', b'"gpt-4"')
+    .replace(b'"model": "mine", ', b"")
+    .replace(b',\n  "metadata": {"trace": 1}', b"")
 )
 
 
@@ -115,7 +117,9 @@ async def _running(
 
 def _introduce(page: Page, stack: Stack) -> None:
     introduce(page, stack, "Providers and limits of prompts on the real Envoy")
-    page.line(f"  deploy/examples/plano: two providers, and {TOKENS} tokens of prompts a minute for some of their clients.")
+    page.line(
+        f"  deploy/examples/plano: two providers, and {TOKENS} tokens of prompts a minute for some of their clients."
+    )
 
 
 async def _providers(caller: Caller) -> None:
@@ -179,9 +183,7 @@ async def _limits(caller: Caller, clock: MovableClock, config: Mapping[str, Any]
     await _in_plano_s_words(caller, config)
 
 
-async def _limited(
-    caller: Caller, what: str, status: int, headers: Mapping[str, str] = SELECTED, **body: Any
-) -> None:
+async def _limited(caller: Caller, what: str, status: int, headers: Mapping[str, str] = SELECTED, **body: Any) -> None:
     answer = await caller.ask(headers, **body)
     about = shown(answer.headers, ("x-ratelimit-remaining", "retry-after"))
     caller.page.line(f"  {what:38} {answer.status}  {about}".rstrip())
@@ -269,7 +271,13 @@ async def _counted(caller: Caller, log: Path) -> None:
             expected[f'gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type="{kind}"}}'] = tokens * count
     await caller.show_metrics({**expected, "ratelimited_rq": 5})
     caller.stack.server.decisions.flush()
-    told = [entry for entry in map(orjson.loads, log.read_text().splitlines()) if entry["event"] == "consumed"][-1]
+    told = _last(log, "consumed")
     names = ("total_tokens", "completion_tokens", "model", "end_stream")
     page.line(f"  {told['event']} " + " ".join(f"{name}={told[name]}" for name in names))
     expect("what the log says of the stream", [told[name] for name in names[:2]], [PROMPT + COMPLETION, COMPLETION])
+
+
+def _last(log: Path, event: str) -> dict[str, Any]:
+    """The last line of its kind."""
+    entries = (orjson.loads(line) for line in reversed(log.read_text().splitlines()))
+    return next(entry for entry in entries if entry["event"] == event)

@@ -7,7 +7,6 @@ same, so it is read and counted like any other answer. Where all guards only wat
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Final
 
@@ -20,11 +19,12 @@ from extproc.guards.answers import Judged, Kind, judge_json, judge_text
 from extproc.guards.decoded_answers import CORRUPT, StreamDecoder, decoded_body
 from extproc.guards.final_events import Framing, Profile, replacement
 from extproc.guards.guard import AnswerRules
+from extproc.guards.patterns import Refusal
 from extproc.guards.stream_guard import StreamGuard
 from extproc.plan.guarding import PlannedGuard
 from extproc.wire.external_processor_pb2 import ProcessingRequest
 
-_AT_ONCE: Final = 32 * 1024
+_AT_ONCE: Final = 8 * 1024
 """Bytes of a document that are looked at on the event loop."""
 _DECODED: Final = 256 * 1024 * 1024
 """Bytes that a compressed stream may decode to."""
@@ -158,7 +158,9 @@ class HeldAnswer:
             return _UNPARSABLE
         look = partial(self._look, body, rules)
         try:
-            return look() if len(body) <= _AT_ONCE else await asyncio.to_thread(look)
+            found = look() if len(body) <= _AT_ONCE else rules.worker.run(len(body), look)
+            judged = found if isinstance(found, (Judged, Refusal)) else await found
+            return _UNPARSABLE if isinstance(judged, Refusal) else judged
         except Exception:  # noqa: BLE001 - a defect of ours
             self._record.defect("response_body")
             return _UNPARSABLE

@@ -14,7 +14,7 @@ from extproc.exchange.admission import COUNTING
 MARGIN = 0.5
 """Seconds for everything that is not waiting."""
 PATTERNS = 2.0
-"""Seconds in which the patterns of a guard are searched for, or the request is refused."""
+"""Seconds in which the patterns of a guard are searched for, or what is searched is refused."""
 LONGEST = 3600
 """Seconds that Envoy accepts as `message_timeout`."""
 
@@ -35,9 +35,10 @@ class Waiting:
 
 
 def longest_wait(config: Config) -> Waiting:
-    """Of the requests of any action set, and of those that have none."""
+    """Of the requests of any action set, and of those that have none; and of the answers that guards hold."""
     ways = [Waiting((*_host_guards(config), *_prompt_limits(config)))]
     ways += [_of_action_set(config, action_set) for action_set in config.action_sets]
+    ways.append(Waiting(tuple(_answers(config))))
     slowest = max(ways, key=lambda way: sum(seconds for _, seconds in way.parts))
     return Waiting((*slowest.parts, ("report.wait", config.report.wait)))
 
@@ -75,6 +76,12 @@ def _guards(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]
         for field, outside in (("model", guard.model), ("webhook", guard.webhook)):
             if outside is not None:
                 yield field_path(("guards", name, field, "timeout")), outside.timeout
+
+
+def _answers(config: Config) -> Iterator[tuple[str, float]]:
+    for name in active_guards(config):
+        if config.guards[name].answers is not None:
+            yield field_path(("guards", name, "answers")), PATTERNS
 
 
 def _prompt_limits(config: Config) -> Sequence[tuple[str, float]]:

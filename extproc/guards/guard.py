@@ -23,6 +23,7 @@ class AnswerRules:
     """How answers are looked at."""
 
     patterns: Patterns
+    worker: PatternWorker
     look_behind: int
     max_body: int
     denies_unparsable: bool
@@ -58,7 +59,7 @@ class Guard:
         """Whether its verdicts count, or are only noted."""
         self.reads_tools = not {EVERYBODY, TOOLS}.isdisjoint(config.check_roles)
         """Whether it looks at definitions of tools, which are many texts."""
-        self.answers = None if config.answers is None else _answer_rules(config, config.answers)
+        self.answers = None if config.answers is None else _answer_rules(config, config.answers, worker)
         self._config = config
         self._worker = worker
         self._patterns = Patterns(config.allow, config.deny)
@@ -99,7 +100,7 @@ def _unparsable(*, allowed: bool, reason: str) -> Verdict:
     return Verdict(allowed, outcome, "unparsable", reason, DENIED)
 
 
-def _answer_rules(config: GuardConfig, answers: AnswerGuard) -> AnswerRules:
+def _answer_rules(config: GuardConfig, answers: AnswerGuard, worker: PatternWorker) -> AnswerRules:
     denies = config.on_unparsable if answers.on_unparsable is None else answers.on_unparsable
     patterns = Patterns(deny=config.deny if answers.deny is None else answers.deny)
-    return AnswerRules(patterns, answers.look_behind, answers.max_body, denies == "deny")
+    return AnswerRules(patterns, worker, answers.look_behind, answers.max_body, denies == "deny")

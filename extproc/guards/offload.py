@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from extproc.guards.patterns import Patterns, Refusal
 from extproc.guards.seam import Text
+
+T = TypeVar("T")
 
 _OVERLOADED: Final = Refusal("patterns", "request was denied because too many texts wait to be searched", "failure")
 _LATE: Final = Refusal("patterns", "request was denied because its texts were not searched in time", "timeout")
@@ -47,10 +50,17 @@ class PatternWorker:
         size = sum(len(text.text) for text in texts)
         if size <= patterns.at_once:
             return patterns.judge(texts)
+        return self.run(size, partial(patterns.judge, texts))
+
+    def run(self, size: int, look: Callable[[], T]) -> Refusal | Awaitable[T | Refusal]:
+        """What `look` finds in `size` characters, in a thread; a Refusal with another outcome than `deny` for nothing.
+
+        An awaitable is for one task, which needs a running loop.
+        """
         if not self._admit(size):
             return _OVERLOADED
         try:
-            future = self._pool.submit(patterns.judge, texts)
+            future = self._pool.submit(look)
         except RuntimeError:
             self._leave(size)
             return _FAILED
@@ -75,19 +85,19 @@ class PatternWorker:
             self._size -= size
 
 
-class _Later:
+class _Later(Generic[T]):
     """A search under way. When nobody waits any longer, one that has not begun is given up."""
 
     __slots__ = ("_future", "_until")
 
-    def __init__(self, future: Future[Refusal | None], until: float) -> None:
+    def __init__(self, future: Future[T], until: float) -> None:
         self._future = future
         self._until = until
 
-    def __await__(self) -> Generator[Any, None, Refusal | None]:
+    def __await__(self) -> Generator[Any, None, T | Refusal]:
         return self._wait().__await__()
 
-    async def _wait(self) -> Refusal | None:
+    async def _wait(self) -> T | Refusal:
         found = asyncio.wrap_future(self._future)
         try:
             await asyncio.wait((found,), timeout=self._until - asyncio.get_running_loop().time())

@@ -352,7 +352,7 @@ def test_the_roots_that_a_guard_trusts_are_watched() -> None:
 def test_a_provider_without_a_credential_is_warned_of() -> None:
     """S2.6"""
     assert warnings(providers=[GPT_4, {"name": "local"}]) == [
-        "providers[1].credential: missing: its requests are refused (400); write `credential: none` if it needs none"
+        "providers[1].credential: missing: its requests are refused (400); write `none` if it needs none"
     ]
 
 

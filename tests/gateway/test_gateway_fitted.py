@@ -59,6 +59,11 @@ class TestMessageTimeout:
             pytest.param({"guards": {"g": {"hosts": ["*"], "deny": ["x"]}}}, "3s", id="a guard's patterns"),
             pytest.param({"guards": {"g": {"hosts": ["*"], "allow": ["x"], "model": MODEL}}}, "13s", id="both"),
             pytest.param({"guards": {"g": {"model": MODEL}}}, "1s", id="a guard of nothing"),
+            pytest.param({"guards": {"g": {"hosts": ["*"], "answers": {"deny": ["x"]}}}}, "3s", id="answers"),
+            pytest.param(
+                {"guards": {"g": {"hosts": ["*"], "deny": ["x"], "answers": {}}}}, "3s", id="or answers, which is later"
+            ),
+            pytest.param({"precharge": "prompt", "actionSets": [action_set("left")]}, "2s", id="counting prompts"),
             pytest.param(
                 {"guards": {"g": {"model": MODEL}}, "actionSets": [action_set(guards=["g"])]}, "11s", id="by its name"
             ),
@@ -74,6 +79,15 @@ class TestMessageTimeout:
             ),
             pytest.param(
                 {"promptLimits": {"service": "both", "limits": [{"model": "m", "tokens": 1}]}}, "4s", id="prompts"
+            ),
+            pytest.param(
+                {
+                    "promptLimits": {"service": "both", "limits": [{"model": "m", "tokens": 1}]},
+                    "precharge": "prompt",
+                    "report": {"wait": "250ms"},
+                },
+                "4s",
+                id="prompts are counted once",
             ),
         ],
     )

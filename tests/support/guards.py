@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,9 @@ from extproc.active import activate
 from extproc.config.load import parse_config
 from extproc.exchange import Exchange
 from extproc.guards.room import GuardRoom
+from extproc.limiter.reports import ReportQueue
+from extproc.telemetry.decisions import DecisionLog
+from extproc.telemetry.metrics import Metrics
 from extproc.wire.external_processor_pb2 import ImmediateResponse, ProcessingRequest, ProcessingResponse
 from support.harness import Gateway
 from support.messages import request_body, request_headers
@@ -30,6 +34,15 @@ class GuardedGateway(Gateway):
         self.room = GuardRoom()
         loaded = parse_config(orjson.dumps(config).decode(), name="test.json", base=Path.cwd())
         self.active = activate(loaded, lambda _, service: self.limiter, None, self.room)
+
+    def anew(self) -> Self:
+        """The same configuration, which takes long to compile; nothing is counted yet."""
+        other = copy(self)
+        other.metrics, other.decisions = Metrics(), DecisionLog()
+        report = self.active.config.report
+        other.reports = ReportQueue(other.metrics, capacity=report.queue, retry_for=report.retry_for)
+        other.room = GuardRoom()
+        return other
 
     async def __aenter__(self) -> Self:
         return self
