@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from bench import clients, load, proc
-from bench.load import percentile
+from bench.load import Load, percentile
 from bench.results import Value
 from bench.stack import Stack
 
@@ -20,15 +20,24 @@ _HEADER = "user-agent: bench"
 
 
 async def measure(stack: Stack, prompt: bytes, other: bytes, seconds: float) -> dict[str, Value]:
-    """The requests `other` alone, then beside long ones; p50 and p99 are theirs, beside them."""
+    """The requests `other` alone, then beside long ones."""
     await _alone(stack, other, _WARM_UP)
     alone = await _alone(stack, other, seconds)
     before = _cpu(stack)
     beside, prompts = await _beside(stack, prompt, other, seconds)
-    after, requests = _cpu(stack), len(beside) + prompts.requests
+    after = _cpu(stack)
+    cpu = None if before is None or after is None else after - before
+    return {"requests_per_s": (len(beside) + prompts.requests) / seconds, **compared(alone, beside, prompts, cpu)}
+
+
+def compared(alone: Sequence[float], beside: Sequence[float], prompts: Load, cpu: float | None) -> dict[str, Value]:
+    """From what small requests took alone and beside prompts, in ms, and the server's CPU seconds beside them.
+
+    p50 and p99 are those of the small ones, beside prompts.
+    """
+    requests = len(beside) + prompts.requests
     return {
-        "requests_per_s": requests / seconds,
-        "cpu_us_per_request": None if before is None or after is None else (after - before) * 1e6 / requests,
+        "cpu_us_per_request": None if cpu is None else cpu * 1e6 / requests,
         "p50_ms": percentile(beside, 50),
         "p99_ms": percentile(beside, 99),
         "added_p50_ms": percentile(beside, 50) - percentile(alone, 50),
@@ -47,7 +56,7 @@ async def _alone(stack: Stack, other: bytes, seconds: float) -> Sequence[float]:
     return latencies
 
 
-async def _beside(stack: Stack, prompt: bytes, other: bytes, seconds: float) -> tuple[Sequence[float], load.Load]:
+async def _beside(stack: Stack, prompt: bytes, other: bytes, seconds: float) -> tuple[Sequence[float], Load]:
     before = await stack.counts()
     count = max(1, round(PROMPT_RATE * seconds))
     latencies, prompts = await asyncio.gather(

@@ -1,4 +1,5 @@
-"""`python -m fuzz`: look for bytes that make a body reader raise, hang, hold too much, or depend on how they are cut.
+"""`python -m fuzz`: look for bytes that make a body reader raise, hang, hold too much, or depend on how they are cut,
+and for requests that are edited elsewhere than they should be.
 
 Hypothesis makes the inputs; where atheris is installed (`pip install atheris`), it gets half of the time.
 """
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from fuzz.build import TARGETS
 from fuzz.case import Case
+from fuzz.edits import examine
 from fuzz.engines import Result, explore, guide, has_atheris
-from fuzz.invariants import Broken, check
+from fuzz.invariants import Broken
 
 FAILURES = Path("fuzz-failures")
 _SLICE = 30.0
@@ -73,7 +75,7 @@ def _replay(path: Path) -> int:
         print(f"fuzz: {path}: {error}", file=sys.stderr)
         return 1
     try:
-        print(check(case))
+        print(examine(case))
     except Broken as broken:
         print(f"{path}: {broken}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import brotli
@@ -17,7 +18,7 @@ import zstandard
 
 from fuzz.case import Case
 from fuzz.framing import EVENT_STREAM, JSON, NDJSON, SSE, event_stream, message, ndjson, sse
-from fuzz.seeds import DOCUMENTS, STREAMS
+from fuzz.seeds import DOCUMENTS, REQUESTS, STREAMS
 
 T = TypeVar("T")
 
@@ -104,6 +105,11 @@ def _encoded(choices: Choices) -> Case:
     return _finished(choices, _one(choices, TYPES), _damaged(choices, body), encoding)
 
 
+def _request(choices: Choices) -> Case:
+    body = _damaged(choices, _rewritten(choices, _one(choices, tuple(REQUESTS.values()))))
+    return replace(_finished(choices, JSON, body), is_request=True)
+
+
 TARGETS: dict[str, Callable[[Choices], Case]] = {
     "json": _json,
     "sse": _sse,
@@ -111,6 +117,7 @@ TARGETS: dict[str, Callable[[Choices], Case]] = {
     "eventstream": _eventstream,
     "mismatch": _mismatch,
     "encoded": _encoded,
+    "request": _request,
 }
 
 

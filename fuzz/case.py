@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An answer, and the pieces in which it comes."""
+    """A body, mostly of an answer, and the pieces in which it comes."""
 
     content_type: str
     content_encoding: str
@@ -21,6 +21,8 @@ class Case:
     """Offsets between 0 and the length of the body, ascending."""
     limit: int = 1024
     """Of the readers: bytes of a JSON body that is parsed whole, and of an event."""
+    is_request: bool = False
+    """Whether it is a request instead, which is edited."""
 
     def pieces(self) -> list[bytes]:
         """The body, cut; some pieces may be empty."""
@@ -33,6 +35,7 @@ class Case:
                 "content_type": self.content_type,
                 "content_encoding": self.content_encoding,
                 "limit": self.limit,
+                "is_request": self.is_request,
                 "cuts": self.cuts,
                 "body": base64.b64encode(self.body).decode(),
             },
@@ -53,4 +56,5 @@ class Case:
             body=base64.b64decode(saved["body"]),
             cuts=tuple(saved["cuts"]),
             limit=saved["limit"],
+            is_request=saved.get("is_request", False),
         )

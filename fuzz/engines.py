@@ -19,7 +19,8 @@ from hypothesis.errors import HypothesisWarning
 
 from fuzz.build import build
 from fuzz.case import Case
-from fuzz.invariants import Broken, check
+from fuzz.edits import examine
+from fuzz.invariants import Broken
 
 _ROUND = 200
 """Examples between two looks at the clock."""
@@ -49,7 +50,7 @@ def cases(draw: st.DrawFn, target: str) -> Case:
     return build(target, _Drawn(draw))
 
 
-def explore(target: str, seconds: float, start: int = 0, *, examine: Callable[[Case], object] = check) -> Result:
+def explore(target: str, seconds: float, start: int = 0, *, examine: Callable[[Case], object] = examine) -> Result:
     """Let hypothesis look for an input that breaks an invariant. `start` is the seed of the first round."""
     end = time.monotonic() + seconds
     executions = 0
@@ -111,7 +112,7 @@ def guide(target: str, seconds: float, start: int = 0) -> Result:
             return Result(executions)
         case = Case.load(saved[0])
     try:
-        check(case)
+        examine(case)
     except Broken as broken:
         return Result(executions, broken)
     return Result(executions, Broken(case, "broken once, under atheris, and not again"))

@@ -14,7 +14,8 @@ atheris: Any = import_module("atheris")
 
 with atheris.instrument_imports(include=["extproc.bodies", "extproc.usage"]):
     from fuzz.build import build
-    from fuzz.invariants import Broken, check
+    from fuzz.edits import examine
+    from fuzz.invariants import Broken
 
 
 class _Provided:
@@ -33,7 +34,7 @@ def main(target: str, folder: str, seconds: str, seed: str) -> None:
 
     def run(data: bytes) -> None:
         try:
-            check(build(target, _Provided(data)))
+            examine(build(target, _Provided(data)))
         except Broken as broken:
             broken.case.save(Path(folder))
             raise

@@ -64,7 +64,7 @@ def check(case: Case) -> Outcome:
 
     The last comparison leaves out what depends on the pieces by design, see `_may_differ`.
     """
-    with _watched(case):
+    with watched(case):
         found = _read(case, case.pieces())
         if _read(case, case.pieces()) != found:
             raise Broken(case, "a second run gives another result")
@@ -115,7 +115,7 @@ def _read(case: Case, pieces: Iterable[bytes]) -> Outcome:
         reader.close()
         reported(reader.findings)
         return _outcome(reader)
-    except (Broken, _Hung):
+    except (Broken, Hung):
         raise
     except Exception as error:
         raise Broken(case, f"raised {type(error).__name__}: {error}") from error
@@ -181,22 +181,22 @@ def _difference(found: Outcome, whole: Outcome) -> str:
     return ", ".join(f"{name} {one!r:.200}, not {other!r:.200}" for name, one, other in parts if one != other)
 
 
-class _Hung(Exception):
-    pass
+class Hung(Exception):
+    """A check that takes too long is ended by this."""
 
 
 @contextmanager
-def _watched(case: Case) -> Iterator[None]:
+def watched(case: Case) -> Iterator[None]:
     """Ends a check that hangs; only where signals can be set, which is the main thread."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise _Hung
+        raise Hung
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
-    except _Hung:
+    except Hung:
         raise Broken(case, f"took more than {SECONDS:g} seconds") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,4 +1,4 @@
-"""Valid answers of every dialect, small: what the fuzzer starts from."""
+"""Valid answers of every dialect, and requests, small: what the fuzzer starts from."""
 
 from __future__ import annotations
 
@@ -215,3 +215,24 @@ DOCUMENTS: dict[str, bytes] = {name: compact(document) for name, document in _DO
 
 STREAMS: dict[str, tuple[bytes, ...]] = {name: tuple(map(compact, events)) for name, events in _STREAMS.items()}
 """The JSON texts of streamed answers, to be framed."""
+
+REQUESTS: dict[str, bytes] = {
+    "chat": rb"""{ "model" : "gpt-4o", "metadata": {"model": "\"}"},
+ "messages": [{"role": "user", "content": "caf\u00e9 \ud83d\ude00", "model": "x"}, {"model": null, "content": []}],
+ "temperature": 1.0e0, "seed": 12345678901234567890, "stream": true, "stream_options": {} }""",
+    "duplicates": b'{"model":"a","model":"b","metadata":1,"messages":[],"messages":[{"model":1,"model":2}]}',
+    "escapes": rb'{"\u006dodel":"a","m\u0065tadata":{},"mess\u0061ges":[{"mod\u0065l":[{}]}],"x\"model":"\\"}',
+    "parts": compact(
+        {
+            "stream": True,
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {}}]},
+                {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": '{"model":1}'}}]},
+            ],
+            "tools": [{"function": {"parameters": {"properties": {"model": {"type": "string"}}}}}],
+        }
+    ),
+    "nothing": b"{}",
+    "one member": b'\xef\xbb\xbf{\n  "metadata": 1\n}\n',
+}
+"""JSON texts of requests."""

@@ -143,11 +143,9 @@ class Edits:
     def _in_root(self, document: bytes, root: _Step, value: dict[str, Any]) -> list[_Place] | None:
         """What is edited, if a search for each key can tell; else None.
 
-        It can when the parsed document has it in the root alone, and the bytes have it once: then this is the place.
-        A duplicate, or the same name elsewhere, would be found as well.
+        It can where the bytes have a key once and the parsed root has it, for that is the place, or neither has it. A
+        duplicate, even one lost to the parser, or a member further below would be found as well.
         """
-        if any(step.new is None and key in value and _leads(value[key], step) for key, step in root.keys.items()):
-            return None
         edited = {key: step.new for key, step in root.keys.items() if step.new is not None and key in value}
         keys = self._below.union(map(str, edited))
         if not all(map(_PLAIN_KEY.fullmatch, keys)) or _may_be_escaped(keys, document):

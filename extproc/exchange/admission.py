@@ -123,9 +123,9 @@ class Admission:
             return denials.failed(record, "the gateway did not send the request body: it has to allow mode overrides")
         body.read()
         record.model = body.model
-        # Behind a body that Envoy holds as a whole trailers may follow, and behind a document nothing that matters.
-        all_held = self._reading == "editable" and len(body.data) >= record.request_size
-        whole = ended or all_held or (body.complete and not self._is_strict)
+        # Only trailers follow what is as long as was announced.
+        as_announced = 0 < record.request_size <= len(body.data)
+        whole = ended or as_announced or (body.complete and not self._is_strict)
         refusal = self._unfit(record.action_set, body, whole=whole)
         if refusal is None and record.state is State.REQUEST:
             refusal = await self._decide(body, whole=whole)

@@ -149,10 +149,16 @@ class Exchange:
                 self._settle("client_gone" if record.action_set is not None else "unmatched")
             except Exception:  # noqa: BLE001 - as in `receive`
                 record.defect("settlement")
-        if record.precharged and self._settlement is None:
-            give_back(record, called=record.called)
+        if record.precharged and self._settlement is None and not self._answered_unread:
+            give_back(record)
         if record.prompt is not None:
             record.prompt.release()
+
+    @property
+    def _answered_unread(self) -> bool:
+        """Whether the model answered, and nobody wants to know what that took."""
+        action_set = self._record.action_set
+        return 0 < self._record.status < 300 and action_set is not None and action_set.response_reader is None
 
     # ── request ───────────────────────────────────────────────────────────────────────────────────
 

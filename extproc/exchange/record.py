@@ -54,7 +54,7 @@ class Surroundings:
 class Precharged:
     """Hits that a limiter counted before the call; `refund` gives them back, where that is possible.
 
-    What `keeps` stays when the model was called, whatever came of that.
+    What `keeps` stays when the model was called, whatever came of that. It is `settled` when a report went with it.
     """
 
     query: Query
@@ -62,6 +62,7 @@ class Precharged:
     keeps: bool
     when: float
     """By the monotonic clock."""
+    settled: bool = False
 
 
 Precharges = dict[tuple[str, str, Descriptor], Precharged]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from time import monotonic
 
-from extproc.exchange.record import Record
+from extproc.exchange.record import Precharged, Record
 from extproc.exchange.reporting import charging
 from extproc.limiter.seam import Answer, Metadata, Query
 from extproc.plan.action import Refund
@@ -29,17 +29,31 @@ def settle_rest(record: Record, endpoint: str, query: Query, hits: int) -> int:
     key, before = max(charges, key=lambda charge: len(charge[0][2]))
     covered = min(hits, before.query.hits_addend)
     record.shared.metrics.tokens_reported += covered
-    record.precharged[key] = replace(before, query=charging(before.query, before.query.hits_addend - covered))
+    left = charging(before.query, before.query.hits_addend - covered)
+    record.precharged[key] = replace(before, query=left, settled=True)
     return hits - covered
 
 
-def give_back(record: Record, *, called: bool) -> None:
-    """Give back what no report took. Of a model that was `called` it may be wanted that it stays."""
+def give_back_rest(record: Record) -> None:
+    """After all reports: what they left of the charges that they went with. Others are all that is ever counted."""
     for before in record.precharged.values():
-        if before.refund is not None and before.query.hits_addend and not (called and before.keeps):
-            ask = partial(_refund, before.refund, before.when)
-            record.shared.reports.submit(ask, before.query, record.metadata, record.request_id)
+        if before.settled and not before.keeps:
+            _give_back(record, before)
     record.precharged.clear()
+
+
+def give_back(record: Record) -> None:
+    """Nothing was used. Of a model that was called all the same it may be wanted that the charge stays."""
+    for before in record.precharged.values():
+        if not (record.called and before.keeps):
+            _give_back(record, before)
+    record.precharged.clear()
+
+
+def _give_back(record: Record, before: Precharged) -> None:
+    if before.refund is not None and before.query.hits_addend:
+        ask = partial(_refund, before.refund, before.when)
+        record.shared.reports.submit(ask, before.query, record.metadata, record.request_id)
 
 
 def _refund(refund: Refund, charged: float, query: Query, metadata: Metadata) -> Answer:

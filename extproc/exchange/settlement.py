@@ -10,7 +10,7 @@ from time import monotonic
 from extproc import replies
 from extproc.bodies.reader import BodyReader
 from extproc.exchange.record import Record
-from extproc.exchange.refunds import give_back, settle_rest
+from extproc.exchange.refunds import give_back_rest, settle_rest
 from extproc.exchange.reporting import charging, report
 from extproc.plan.action import Action
 from extproc.plan.evaluation import Evaluation
@@ -107,7 +107,7 @@ class Settlement:
             actions = sorted(actions, key=lambda action: not self._is_precharged(action, evaluation))
         pending = [self._settle_action(action, evaluation, usage) for action in actions]
         if record.precharged:
-            give_back(record, called=True)
+            give_back_rest(record)
         record.shared.spending.used(record.who, record.namespace, usage, self._charged, provider)
         return [task for task in pending if task is not None]
 

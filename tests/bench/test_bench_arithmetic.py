@@ -108,9 +108,12 @@ def test_chunks_are_compared_only_where_there_are_as_many(chunks: float, expecte
     }  # fmt: skip
 
 
-def test_memory_of_an_exchange_is_what_lies_above_the_floor() -> None:
-    runs = [Run("idle", server, 0, {"kb_per_exchange": kb}) for server, kb in (("floor", 30.0), ("embedded", 41.5))]
-    assert [row["kb_per_exchange_above_floor"] for row in rows(runs)] == [0.0, 11.5]
+@pytest.mark.parametrize("key", ["kb_per_exchange", "cpu_us_per_request", "added_p99_ms"])
+def test_what_lies_above_the_floor_is_of_the_same_repetition(key: str) -> None:
+    measured = [(0, "floor", 30.0), (0, "embedded", 41.5), (1, "floor", 130.0), (1, "embedded", 140.5)]
+    runs = [Run("idle", server, number, {key: value}) for number, server, value in measured]
+    assert [row[f"{key}_above_floor"] for row in rows(runs)] == [0.0, 11.0]
+    assert [f"{key}_above_floor" in row for row in rows(runs[1:2])] == [False]
 
 
 def test_the_table_shows_what_was_measured_and_nothing_else() -> None:
@@ -119,8 +122,8 @@ def test_the_table_shows_what_was_measured_and_nothing_else() -> None:
     assert head.split("  ")[0] == "json"
     assert "CPU us/request" in head
     assert "p99" not in head
-    assert floor.endswith(" 200")
-    assert embedded.endswith("300 (1.50x)")
+    assert floor.split()[-2:] == ["200", "0"]
+    assert embedded.split()[-3:] == ["300", "(1.50x)", "100"]
     assert direct.endswith("-")
 
 

@@ -97,6 +97,31 @@ def test_without_anything_to_edit_it_is_the_same_object(document: bytes) -> None
     assert edited(document, [("a",), *DEFAULT]) is document
 
 
+def test_several_members_go_at_once_wherever_they_are() -> None:
+    kept = ",".join(f'"k{key}":{key}' for key in range(12))
+    document = "{" + ",".join(f'"k{key}":{key},"r{key}":[{key}]' for key in range(12)) + "}"
+    assert edited(document.encode(), [(f"r{key}",) for key in reversed(range(12))]) == f"{{{kept}}}".encode()
+
+
+def test_ways_that_meet_remove_a_member_once() -> None:
+    document = b'{"a":[{"b":{"c":1},"d":2},{"d":3,"b":4}]}'
+    ways = [("a", "*", "b"), ("a", "0", "b", "c"), ("a", "0", "b"), ("a", "1", "b")]
+    assert edited(document, ways) == b'{"a":[{"d":2},{"d":3}]}'
+    assert edited(document, [("a", "*", "b"), ("a", "0", "b", "c")]) == b'{"a":[{"d":2},{"d":3}]}'
+
+
+@pytest.mark.parametrize(
+    ("key", "document"),
+    [
+        ("a/b", rb'{"a/b":1,"a\/b":2}'),
+        ("é", b'{"\xc3\xa9":1,"\\u00E9":2}'),
+        ("\ud800", b'{"\xed\xa0\x80":1,"\\uD800":2}'),
+    ],
+)
+def test_a_key_that_has_other_spellings_goes_by_each(key: str, document: bytes) -> None:
+    assert edited(document, [(key,)]) == b"{}"
+
+
 def test_a_member_that_says_it_already_stays() -> None:
     document = b'{"model" : "m", "model":"m"}'
     assert edited(document, [], model='"m"') is document

@@ -316,7 +316,7 @@ BAD_GUARDS: list[tuple[dict[str, Any], str]] = [
         {"webhook": HOOK | {"headers": {"authorization": "a"}, "credential": {"env": "A"}}},
         "webhook.headers.authorization: set already: it carries the credential",
     ),
-    ({"hosts": ["a:80"]}, "hosts[0]: `a:80`: a hostname has no port"),
+    ({"hosts": ["a:x"]}, "hosts[0]: `a:x`: a hostname has no port"),
     ({"denyWith": {"headers": {"a b": "c"}}}, 'denyWith.headers["a b"]: not the name of an HTTP header'),
 ]
 

@@ -18,7 +18,8 @@ from support.vocabularies import fill_directory
 from extproc.demo import providers
 from extproc.demo.asker import Asker
 from extproc.demo.caller import Caller
-from extproc.demo.examples import example
+from extproc.demo.examples import environment, example
+from extproc.demo.moderation import moderation
 from extproc.demo.page import Page, StoryError, expect
 from extproc.demo.providers import OPENAI, four_providers
 from extproc.demo.setting import HOST, PATH, QUESTION, configuration
@@ -98,7 +99,8 @@ def test_the_story_ends_well(vocabulary: bool, tmp_path: Path) -> None:
     assert TABLE in re.sub("^ ", "", played.text, flags=re.MULTILINE)
     assert re.search(r"hits_addend=13\d\d usage=estimated ending=client_gone model=claude-sonnet-4-5", played.text)
     assert "streams_failed 0" in played.text
-    assert "extproc demo maas, extproc demo gloo" in played.text
+    for name in ("maas", "gloo", "plano", "guard"):
+        assert f"extproc demo {name}" in played.text
 
 
 def test_models_as_a_service_end_well() -> None:
@@ -126,6 +128,61 @@ def test_the_gloo_gateway_ends_well() -> None:
         "Alice gpt-4 403 RBAC: access denied",
     ):
         assert f"\n {line}\n" in played.text
+
+
+@pytest.mark.parametrize("vocabulary", [False, True], ids=["by size", "tokenizer"])
+def test_plano_ends_well(vocabulary: bool, tmp_path: Path) -> None:
+    """S2.1 to S2.14, S2.20, S2.23: with and without a vocabulary, which counts fewer tokens."""
+    played = play({DIRECTORY_VARIABLE: str(fill_directory(tmp_path))} if vocabulary else {}, "plano")
+    assert played.status == 0, played.problem + played.text
+    for line in (
+        '"model": "omni", no hint 200 open-ai-gpt-4o',
+        "x-arch-llm-provider: open-ai-gpt-4o, of the client's 200 open-ai-gpt-4",
+        '- "metadata": {"trace": 1},',
+        'a provider without a key 400 No access key configured for selected LLM Provider "open-ai-gpt-4o"',
+        "ratelimited_rq 5",
+    ):
+        assert f"\n {line}\n" in played.text
+    assert (
+        'exceeded limit provider=gpt-4, selector=Header { key: "selector-key", value: "selector-value" }' in played.text
+    )
+    assert vocabulary or "\n after 52.8 s, 47 tokens again 200\n" in played.text
+
+
+def test_the_guard_ends_well() -> None:
+    """S3.1 to S3.11, S3.14."""
+    played = play({}, "guard")
+    assert played.status == 0, played.problem + played.text
+    for line in (
+        "我的账号是什么? 403 request was denied by asm llm proxy",
+        "said by the system 200",
+        "beside a picture 403 request was denied by asm llm proxy",
+        "answers in a Markdown fence 200",
+        "answers 500 403 external service returned non-200 status : 500",
+        "says nothing for 0.3 s 403 external service did not answer in time",
+        "The model sees: Write to [e-mail]",
+    ):
+        assert f"\n {line}\n" in played.text
+    assert '我的qq是1234123 403 external service returned deny: {"result":"deny",' in played.text
+
+
+async def test_a_webhook_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="come with the repository"):
+        async with moderation(server=tmp_path / "server.py"):
+            pass
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit('no room')\n")
+    with pytest.raises(StoryError, match="no room"):
+        async with moderation(server=broken):
+            pass
+
+
+def test_credentials_of_the_environment_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_REAL_KEY", "real")
+    monkeypatch.delenv("NO_KEY", raising=False)
+    with environment(A_REAL_KEY="played", NO_KEY="played"):
+        assert (os.environ["A_REAL_KEY"], os.environ["NO_KEY"]) == ("played", "played")
+    assert (os.environ["A_REAL_KEY"], os.environ.get("NO_KEY")) == ("real", None)
 
 
 @pytest.mark.parametrize("arguments", [["maas", "--stay"], ["moon"]])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,10 +19,11 @@ from fuzz import __main__ as command
 from fuzz import engines
 from fuzz.build import ENCODINGS, TARGETS
 from fuzz.case import Case
+from fuzz.edits import MODEL, REWRITE, check_edits, examine
 from fuzz.engines import cases, explore, has_atheris
 from fuzz.framing import EVENT_STREAM, JSON, NDJSON, SSE, event_stream, ndjson, sse
 from fuzz.invariants import WANTED, Broken, Outcome, check, held
-from fuzz.seeds import DOCUMENTS, STREAMS
+from fuzz.seeds import DOCUMENTS, REQUESTS, STREAMS
 
 Feed = Callable[[NdjsonReader, bytes], None]
 FRAMED = {
@@ -56,9 +58,43 @@ def test_a_little_of_it_with_every_run(target: str) -> None:
     @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(cases(target))
     def run(found: Case) -> None:
-        check(found)
+        examine(found)
 
     run()
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_request_is_one_that_is_edited(name: str) -> None:
+    body = REQUESTS[name]
+    assert REWRITE.apply(body, MODEL) not in (None, body)
+    check_edits(Case(JSON, "", body, (1, len(body) // 2), is_request=True))
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (lambda body: body.replace(b'"gpt-4o"', b'"the-providers-own"'), "something else was edited, or less"),
+        (lambda body: body + b" ", "edited twice is not edited once"),
+        (lambda body: body[:-1], "raised Uneditable"),
+    ],
+)
+def test_a_wrong_edit_is_found(fault: Callable[[bytes], bytes], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuzz.edits.REWRITE", Wrong(fault))
+    with pytest.raises(Broken, match=told):
+        check_edits(Case(JSON, "", REQUESTS["chat"], is_request=True))
+
+
+class Wrong:
+    """Edits a body as a test says, once if that can be told."""
+
+    def __init__(self, fault: Callable[[bytes], bytes]) -> None:
+        self._fault = fault
+
+    def apply(self, body: bytes, model: str, document: Any = None) -> bytes | None:
+        if document is None:
+            REWRITE.apply(body, model)
+        edited = self._fault(body)
+        return None if edited == body else edited
 
 
 @given(st.binary(max_size=40), st.sampled_from(["", "gzip"]), st.lists(st.integers(0, 40)), st.integers(1, 9))
@@ -69,7 +105,8 @@ def test_a_case_is_kept_and_read_again(body: bytes, encoding: str, cuts: list[in
 
 def test_a_saved_case_is_the_same(tmp_path: Path) -> None:
     one = case("sse", "anthropic", 5, 7, encoding="gzip")
-    assert Case.load(one.save(tmp_path)) == one
+    for each in (one, replace(one, is_request=True)):
+        assert Case.load(each.save(tmp_path)) == each
 
 
 FEED = NdjsonReader.feed

@@ -14,7 +14,7 @@ import brotli
 import pytest
 import zstandard
 
-from extproc.simulator import Simulator
+from extproc.simulator import Options, Simulator
 from extproc.simulator.connection import MAX_HEAD
 from extproc.simulator.service import KEPT_BODY
 
@@ -472,3 +472,63 @@ async def test_stopping_closes_open_streams() -> None:
     assert b"[DONE]" not in await reader.read(-1)
     writer.close()
     await writer.wait_closed()
+
+
+# ── a model that guards others ────────────────────────────────────────────────────────────────────────
+
+
+def said(*texts: str, role: str = "user") -> dict[str, Any]:
+    return {
+        "model": "m",
+        "messages": [{"role": "system", "content": "Find a qq."}, *({"role": role, "content": text} for text in texts)],
+    }
+
+
+ALLOW, DENY = '{"result":"allow"}', '{"result":"deny","reason":"it has `qq` in it"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "dressed", "content"),
+    [
+        (said("Hello"), "plain", ALLOW),
+        (said("my qq"), "plain", DENY),
+        (said("my qq", "Hello"), "plain", DENY),
+        (said("q", "q"), "plain", ALLOW),
+        (said("qq", role="assistant"), "plain", ALLOW),
+        (said("my 账号"), "plain", DENY.replace("qq", "账号")),
+        (said("Hello"), "fenced", f"```json\n{ALLOW}\n```"),
+        (said("a", "b"), "quoting", f"You said: a\nb\n{ALLOW}"),
+        ({"messages": 7}, "plain", ALLOW),
+        ({"messages": [7, {"role": "user"}, {"role": "user", "content": []}]}, "plain", ALLOW),
+    ],
+)
+async def test_verdicts(client: aiohttp.ClientSession, body: dict[str, Any], dressed: str, content: str) -> None:
+    """Of what users say, nobody else; usage and model as ever. Words come in queries, too."""
+    path = f"{CHAT}?judge=qq,%E8%B4%A6%E5%8F%B7&judge-as={dressed}"
+    _, answer = await ask(client, body, path)
+    document = json.loads(answer)
+    assert document["choices"][0]["message"]["content"] == content
+    assert document["usage"]["total_tokens"] == 24
+    _, stream = await ask(client, {**body, "stream": True}, path)
+    assert events(stream)[0]["choices"][0]["delta"]["content"] == content
+
+
+async def test_a_judge_by_default() -> None:
+    """Each answer depends on what was said, though all questions look alike."""
+    async with (
+        Simulator(options=Options(judge=("qq",), name="judge")) as model,
+        aiohttp.ClientSession(f"http://{model.address}", auto_decompress=False) as client,
+    ):
+        for text, content in (("Hello", ALLOW), ("qq", DENY), ("Hello", ALLOW)):
+            response, answer = await ask(client, said(text), "/compatible-mode/v1/chat/completions")
+            assert json.loads(answer)["choices"][0]["message"]["content"] == content
+            assert response.headers["x-sim-name"] == "judge"
+
+
+async def test_a_body_whatever_was_asked(client: aiohttp.ClientSession) -> None:
+    """HTML with 200, for those who expect JSON."""
+    response, body = await ask(client, ASK, body="<p>é</p>", content_type="text/html", name="page")
+    assert (response.status, response.headers["content-type"], body) == (200, "text/html", "<p>é</p>".encode())
+    assert (response.headers["content-length"], response.headers["x-sim-name"]) == (str(len(body)), "page")
+    response, _ = await ask(client, ASK)
+    assert "x-sim-name" not in response.headers
