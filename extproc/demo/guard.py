@@ -38,6 +38,8 @@ MODEL = Options(prompt_tokens=PROMPT, completion_tokens=COMPLETION, frames=6, te
 IDENTITY = {"x-sim-text": "7", "x-sim-frames": "40"}
 """Has the model say a number that is long enough for one of an identity card, digit by digit."""
 
+_USAGE = f'gen_ai_client_token_usage_sum{{gen_ai_provider_name="{PROVIDER}",gen_ai_response_model="qwen-plus"'
+
 
 def asking(text: Any, role: str = "user") -> list[dict[str, Any]]:
     """Messages that say it."""
@@ -88,7 +90,7 @@ async def tell(page: Page, directory: Path, log: Path, port: int = 0) -> None:
             await _misbehaviours(caller, judge)
             await _persuasion(caller, judge)
             await _shadow(caller, judge)
-            await _answers(caller, judge)
+            await _answers(caller)
             await _webhook(caller, judge)
             await _counted(caller)
             page.act("9. Envoy's own counters of us")
@@ -195,7 +197,7 @@ async def _shadow(caller: Caller, judge: Simulator) -> None:
     await caller.reconfigure(watched(judge))
 
 
-async def _answers(caller: Caller, judge: Simulator) -> None:
+async def _answers(caller: Caller) -> None:
     page = caller.page
     page.act(r"6. Answers: `\d{17}[\dXx]` may not be told")
     before = await caller.metrics()
@@ -205,22 +207,22 @@ async def _answers(caller: Caller, judge: Simulator) -> None:
     expect("a harmless stream", harmless.decode(), direct.body)
     page.line(f"  a harmless stream            200  {len(harmless)} bytes, those that the model sent")
     _show(caller, "JSON with such a number", await caller.ask(IDENTITY), "response was denied by asm llm proxy")
-    cut = b"".join(piece.data for piece in await caller.stream(IDENTITY, **streamed)).decode()
-    *_, error, done, end = cut.split("\n\n")
-    told = "".join(_deltas(cut))
+    _show_cut(page, b"".join(piece.data for piece in await caller.stream(IDENTITY, **streamed)).decode())
+    page.line("  What was not shown was generated all the same:")
+    expected = {
+        f'{_USAGE},gen_ai_token_type="{kind}"}}': each for kind, each in (("input", PROMPT), ("output", COMPLETION))
+    }
+    await caller.show_metrics({name: before[name] + 3 * tokens for name, tokens in expected.items()})
+
+
+def _show_cut(page: Page, stream: str) -> None:
+    *_, error, done, end = stream.split("\n\n")
+    told = "".join(_deltas(stream))
     page.line(f"  a stream with one            200  {len(told)} digits, then")
     page.line(f"                                    {error}")
     if len(told) >= 18 or '"content_filter"' not in error:
-        raise StoryError(f"a stream was not cut as it should be: {cut}")
+        raise StoryError(f"a stream was not cut as it should be: {stream}")
     expect("the end of the stream", (done, end), ("data: [DONE]", ""))
-    usage = [f'{_USAGE},gen_ai_token_type="{kind}"}}' for kind in ("input", "output")]
-    page.line("  What was not shown was generated all the same:")
-    await caller.show_metrics(
-        {name: before[name] + 3 * count for name, count in zip(usage, (PROMPT, COMPLETION), strict=True)}
-    )
-
-
-_USAGE = f'gen_ai_client_token_usage_sum{{gen_ai_provider_name="{PROVIDER}",gen_ai_response_model="qwen-plus"'
 
 
 def _deltas(stream: str) -> list[str]:
@@ -248,12 +250,15 @@ async def _webhook(caller: Caller, judge: Simulator) -> None:
 async def _counted(caller: Caller) -> None:
     caller.page.act("8. What was refused, and by which rule")
     refused = {
-        # Three requests of act 1, one of act 5; its body that is no JSON; the answers of act 6.
-        'guard="asm",rule="deny[0]"': 3 + 1,
-        'guard="asm",rule="unparsable"': 1,
-        'guard="asm",rule="deny[1]"': 2,
-        # Two requests of act 2, those of act 3 and one more, two of act 4, one of act 5.
-        'guard="asm",rule="model"': 2 + sum(bool(each.refusal) for each in MISBEHAVIOURS) + 1 + 2 + 1,
-        'guard="moderation",rule="webhook"': 1,
+        # Three requests of act 1, and its body that is no JSON; the answers of act 6.
+        'guard="asm",mode="enforce",rule="deny[0]"': 3,
+        'guard="asm",mode="enforce",rule="unparsable"': 1,
+        'guard="asm",mode="enforce",rule="deny[1]"': 2,
+        # Two requests of act 2, those of act 3 and one more, two of act 4.
+        'guard="asm",mode="enforce",rule="model"': 2 + sum(bool(each.refusal) for each in MISBEHAVIOURS) + 1 + 2,
+        'guard="moderation",mode="enforce",rule="webhook"': 1,
+        # Two requests of act 5, which passed.
+        'guard="asm",mode="shadow",rule="deny[0]"': 1,
+        'guard="asm",mode="shadow",rule="model"': 1,
     }
     await caller.show_metrics({f"guard_denied_total{{{labels}}}": count for labels, count in refused.items()})

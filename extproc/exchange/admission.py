@@ -231,7 +231,7 @@ class Admission:
             return denials.rejected(record, "model", 403, "the model is not allowed")
         if action_set.decides_on_body and body.unread is not None and action_set.denies_on_failure:
             return denials.unreadable(record, body.unread)
-        if self._edits and body.is_encoded:
+        if body.is_encoded and (self._edits or action_set.charges_prompt):
             return denials.unreadable(record, "encoding")
         return None
 

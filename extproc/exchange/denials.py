@@ -78,7 +78,7 @@ def note_answer(record: Record, planned: PlannedGuard, outcome: str, rule: str) 
     guard, metrics = planned.guard, record.shared.metrics.guarding
     metrics.judged(guard.name, "answer", outcome, enforced=guard.enforces)
     if rule:
-        metrics.denied(guard.name, rule)
+        metrics.denied(guard.name, rule, enforced=guard.enforces)
     fields = {**record.about, "guard": guard.name, "subject": "answer", "rule": rule, "outcome": outcome}
     record.shared.decisions.note("guard", {**fields, "enforced": guard.enforces})
 
@@ -89,8 +89,8 @@ def withheld(record: Record, planned: PlannedGuard) -> Reply:
     denial = planned.denial
     told = replacement(planned.profile(record.action_set.refusals))
     body = told.body if denial.body is None else denial.body.encode()
-    headers = (("content-type", told.content_type), *((name.lower(), value) for name, value in denial.headers.items()))
-    return replies.immediate(denial.status, body, (*headers, *record.shown), details="guard_answer")
+    headers = {"content-type": told.content_type, **{name.lower(): value for name, value in denial.headers.items()}}
+    return replies.immediate(denial.status, body, (*headers.items(), *record.shown), details="guard_answer")
 
 
 def over_prompt_limit(record: Record, decision: Decision, legacy_body: bytes | None) -> Reply:

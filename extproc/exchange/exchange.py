@@ -13,6 +13,7 @@ back an awaitable.
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Awaitable, Sequence
 from typing import Final
@@ -144,6 +145,9 @@ class Exchange:
         """The stream is over: settle with what is known, unless that is done."""
         record = self._record
         record.shared.metrics.exchanges_open -= 1
+        if self._answer is not None and not self._answer.received and record.withholds_answers:
+            # It broke off, or the gateway takes no orders: then it passed, and nobody can call it back.
+            record.log(logging.WARNING, "of an answer that is guarded nothing came to be looked at")
         if record.state is not State.SETTLED:
             try:
                 self._settle("client_gone" if record.action_set is not None else "unmatched")

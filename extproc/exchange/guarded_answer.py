@@ -115,7 +115,7 @@ class _Watch:
 class HeldAnswer:
     """An answer that comes as one document. Never raises; what was not looked at does not pass."""
 
-    __slots__ = ("_encoding", "_guards", "_held", "_kind", "_most", "_overflow", "_record")
+    __slots__ = ("_decided", "_encoding", "_guards", "_held", "_kind", "_most", "_record", "_size", "_swallows")
 
     def __init__(self, record: Record, kind: Kind, content_encoding: str) -> None:
         self._record = record
@@ -124,7 +124,9 @@ class HeldAnswer:
         self._guards = guards_of(record)
         self._most = max(rules.max_body for _, rules in self._guards)
         self._held: list[bytes] = []
-        self._overflow = False
+        self._size = 0
+        self._decided = False
+        self._swallows = False
 
     def refusal_of_head(self) -> Reply | None:
         """The reply in place of an answer in which nobody can look for texts."""
@@ -132,29 +134,27 @@ class HeldAnswer:
 
     async def take(self, message: ProcessingRequest, reply: Reply, *, last: bool) -> Reply:
         """The reply to a piece, `reply` where it may pass. Where Envoy holds the answer, a piece is all of it."""
-        record, chunk = self._record, message.response_body.body
-        self._hold(chunk)
-        held = record.withholds_answers
-        if not last and (record.streamed_response or not held):
-            return _in_place(record, message, b"") if held else reply
+        record = self._record
+        holds = record.withholds_answers and record.streamed_response
+        if self._decided:
+            return _in_place(record, message, b"") if self._swallows else reply
+        self._held.append(message.response_body.body)
+        self._size += len(message.response_body.body)
+        if not last and self._size <= self._most and (holds or not record.withholds_answers):
+            return _in_place(record, message, b"") if holds else reply
+        self._decided = True
+        body, self._held = b"".join(self._held), []
         # Behind a whole JSON document trailers may follow, and no other text.
-        whole = last or self._kind == "json"
-        body = b"".join(self._held)
+        whole = last or (self._kind == "json" and bool(body.strip()))
         verdicts = [await self._judge(body, rules, whole=whole) for _, rules in self._guards]
         refusal = self._judged(verdicts, streamed=message if record.streamed_response else None)
         if refusal is not None:
+            self._swallows = True
             return refusal
-        return _in_place(record, message, body) if held and record.streamed_response else reply
-
-    def _hold(self, chunk: bytes) -> None:
-        self._overflow = self._overflow or sum(map(len, self._held)) + len(chunk) > self._most
-        if self._overflow:
-            self._held = []
-        else:
-            self._held.append(chunk)
+        return _in_place(record, message, body) if holds else reply
 
     async def _judge(self, body: bytes, rules: AnswerRules, *, whole: bool) -> Judged:
-        if self._overflow or not whole or len(body) > rules.max_body:
+        if not whole or len(body) > rules.max_body:
             return _UNPARSABLE
         look = partial(self._look, body, rules)
         try:

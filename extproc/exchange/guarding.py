@@ -89,7 +89,7 @@ class Guarding:
         metrics.judged(guard.name, "request", verdict.outcome, enforced=guard.enforces)
         metrics.took(guard.name, seconds, verdict.tokens)
         if not verdict.allowed:
-            metrics.denied(guard.name, verdict.rule)
+            metrics.denied(guard.name, verdict.rule, enforced=guard.enforces)
         if not verdict.allowed or verdict.outcome != "allow" or verdict.replacements:
             fields = {**record.about, "guard": guard.name, "rule": verdict.rule, "outcome": verdict.outcome}
             fields["enforced"] = guard.enforces

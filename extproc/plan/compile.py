@@ -191,6 +191,7 @@ class _Compiler:
             response_readers=self._response_readers(calls) if meters else {},
             decides_on_body=needs_body or any(call.body == "request" for call in calls),
             checks_model=checks_model,
+            charges_prompt=charges_prompt,
             denies_without_limit=denies and any(action.service.call != "report" for action in request),
             include_usage=self._usage_requests() if meters else None,
             guards=tuple(self._guards.by_name[name] for name in config.guards),

@@ -54,6 +54,8 @@ class ActionSet:
     """Whether a decision may depend on the request body, so that a part of it is not enough."""
     checks_model: bool
     """Whether who calls may decide which models may be asked."""
+    charges_prompt: bool
+    """Whether the prompt is charged before the call."""
     denies_without_limit: bool
     """Whether a request is refused to which none of the limits applies (S1.D1)."""
     include_usage: UsageRequests | None

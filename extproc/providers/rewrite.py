@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from extproc.bodies.edits import Edits
-from extproc.bodies.json_edit import read_object, to_json
+from extproc.bodies.json_edit import Uneditable, read_object, to_json
 from extproc.expressions.pointer import parse_pointer
 
 _MODEL = "model"
@@ -39,5 +39,8 @@ class Rewrite:
         if not body or body.isspace():
             return None
         value = read_object(body, document)
+        if model is not None and any(key != _MODEL and key.casefold() == _MODEL for key in value):
+            # Servers written in Go take it for the model, and the last one counts.
+            raise Uneditable(f"a member is called `{_MODEL}` in another spelling")
         edited = self._edits.apply(body, value, {} if model is None else {_MODEL: to_json(model)})
         return None if edited is body else edited

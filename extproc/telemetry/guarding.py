@@ -26,7 +26,7 @@ class GuardingMetrics:
         self.prompts_limited = 0
         """Requests over a prompt limit."""
         self._verdicts: dict[tuple[str, str, str, str], int] = {}
-        self._denied: dict[tuple[str, str], int] = {}
+        self._denied: dict[tuple[str, str, str], int] = {}
         self._seconds: dict[str, Histogram] = {}
         self._tokens: dict[str, int] = {}
         self._providers: dict[str, int] = {}
@@ -34,7 +34,7 @@ class GuardingMetrics:
     def judged(self, guard: str, subject: Subject, outcome: str, *, enforced: bool) -> None:
         """A guard gave a verdict on a request or an answer, or there was none for the reason `outcome`."""
         guard = self._guard(guard)
-        key = (guard, subject, outcome, "enforce" if enforced else "shadow")
+        key = (guard, subject, outcome, _mode(enforced))
         self._verdicts[key] = self._verdicts.get(key, 0) + 1
 
     def took(self, guard: str, seconds: float, tokens: int) -> None:
@@ -43,11 +43,11 @@ class GuardingMetrics:
         self._seconds[guard].observe(seconds)
         self._tokens[guard] += tokens
 
-    def denied(self, guard: str, rule: str) -> None:
-        """Something was refused by a rule of a guard."""
-        key = (self._guard(guard), printable(rule))
+    def denied(self, guard: str, rule: str, *, enforced: bool) -> None:
+        """Something was refused by a rule of a guard, or would have been."""
+        key = (self._guard(guard), printable(rule), _mode(enforced))
         if key not in self._denied and len(self._denied) >= MAX_RULES:
-            key = (key[0], "(other)")
+            key = (key[0], "(other)", key[2])
         self._denied[key] = self._denied.get(key, 0) + 1
 
     def routed(self, provider: str) -> None:
@@ -70,8 +70,8 @@ class GuardingMetrics:
             ("guard", "subject", "outcome", "mode"),
             self._verdicts,
         )
-        about = "Requests and answers refused by guards, by rule (S3.D14)."
-        yield _counter("guard_denied", about, ("guard", "rule"), self._denied)
+        about = "Requests and answers refused by guards, by rule; with mode `shadow` they passed (S3.D14)."
+        yield _counter("guard_denied", about, ("guard", "rule", "mode"), self._denied)
         seconds = HistogramMetricFamily("extproc_guard_seconds", "How long guards took.", labels=("guard",))
         for guard, histogram in self._seconds.items():
             seconds.add_metric((guard,), histogram.cumulative(), histogram.total)
@@ -80,6 +80,10 @@ class GuardingMetrics:
         yield _counter("extproc_guard_tokens", "Tokens that guards took themselves.", ("guard",), tokens)
         providers = {(provider,): count for provider, count in self._providers.items()}
         yield _counter("extproc_routed", "Requests by the provider that was chosen.", ("provider",), providers)
+
+
+def _mode(enforced: bool) -> str:
+    return "enforce" if enforced else "shadow"
 
 
 def _counter(name: str, about: str, labels: tuple[str, ...], values: Mapping[Labels, int]) -> Metric:

@@ -149,7 +149,8 @@ def test_every_field_arrives() -> None:
             "limits.0.maxValue",
             1,
             "limits[0].maxValue: unknown field, did you mean `max_value`? expected one of "
-            "`namespace`, `max_value`, `seconds`, `calendar`, `time_zone`, `id`, `name`, `algorithm`, `conditions`, `variables`",
+            "`namespace`, `max_value`, `seconds`, `calendar`, `time_zone`, `id`, `name`, `algorithm`, `conditions`, "
+            "`variables`",
         ),
         ("endpoints.limitador", 5, "endpoints.limitador: expected a string or an object, found 5 (integer)"),
         ("endpoints.limitador", {"tls": None}, "endpoints.limitador.address: missing"),

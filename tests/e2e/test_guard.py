@@ -13,10 +13,11 @@ import openai
 import pytest
 import pytest_asyncio
 from support.h2_client import ask
-from support.running import CHAT, Running, compressed, lines, running
+from support.running import CHAT, Running, compressed, lines, logged, running
 from support.waiting import until
 
-from extproc.demo.examples import environment
+from extproc.config.load import load_config
+from extproc.demo.examples import EXAMPLES, environment
 from extproc.demo.guard import (
     ACCOUNT,
     DENIED,
@@ -35,6 +36,7 @@ from extproc.demo.guard import (
 )
 from extproc.demo.moderation import moderation
 from extproc.gateway import free_port
+from extproc.gateway.fitted import fit
 from extproc.simulator import Options, Simulator
 from extproc.telemetry.logs import render_json
 
@@ -325,6 +327,20 @@ async def test_gateways_that_send_bodies_otherwise(options: dict[str, Any], harm
                     assert (b"choices" in answer.body) is (status == 200)
 
 
+async def test_the_gateway_that_envoy_config_prints(judge: Simulator) -> None:
+    """It fits the example, and waits longer than the guard does."""
+    with environment(DASHSCOPE_API_KEY=KEY):
+        options = fit(load_config(EXAMPLES / "guard" / "extproc.yaml").config).options
+        assert float(options["message_timeout"].removesuffix("s")) > 10
+        async with running(watched(judge), providers={PROVIDER: Options()}, gateway=options) as gateway:
+            for text, status in ((HARMLESS, 200), (ACCOUNT, 403), (NUMBER, 403)):
+                assert (await gateway.post(question(text))).status == status
+            assert (await gateway.post(question(HARMLESS), IDENTITY)).status == 403
+            for chunked in (False, True, False):
+                assert (await gateway.post(padded(3_000_000), chunked=chunked)).status == 413
+                assert (await gateway.post(question(HARMLESS))).status == 200
+
+
 # ── the second look ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -515,41 +531,34 @@ async def test_documents_pass_untouched(gateway: Running) -> None:
         assert (answer.status, answer.body) == (plain.status, plain.body)
 
 
-@pytest.mark.parametrize("options", [{}, {"framing": "chunked", "chunk": "7"}, {"size": "100000"}], ids=str)
-async def test_a_document_that_may_not_be_shown(gateway: Running, access_log: Path, options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("port", "options"), [(1, {}), (2, {"framing": "chunked", "chunk": "7"}), (3, {"size": "100000"})], ids=str
+)
+async def test_a_document_that_may_not_be_shown(
+    gateway: Running, access_log: Path, port: int, options: dict[str, str]
+) -> None:
     """A 403 in its place; what was generated is counted."""
-    before = len(refused_answers(access_log))
-    answer = await gateway.post(question(HARMLESS), IDENTITY, **options)
+    host = f"{HOST}:{port}"
+    answer = await gateway.post(question(HARMLESS), IDENTITY, host=host, **options)
     assert (answer.status, answer.body) == (403, WITHHELD)
     assert answer.headers["content-length"] == str(len(WITHHELD))
-    await until(lambda: refused_answers(access_log)[before:])
-    (line,) = refused_answers(access_log)[before:]
-    assert (line["totalTokens"], line["usageSource"]) == (24, "reported")
-
-
-def refused_answers(log: Path) -> list[dict[str, Any]]:
-    """Lines of requests that a model answered and whose client did not see that."""
-    return [line for line in lines(log) if line["responseCode"] == 403 and line["totalTokens"]]
+    (line,) = await logged(access_log, host, count=1)
+    assert (line["responseCode"], line["totalTokens"], line["usageSource"]) == (403, 24, "reported")
 
 
 async def test_a_stream_is_cut(gateway: Running, access_log: Path) -> None:
     """G6: in good order, with an error that an SDK takes for one; never a reset. What was generated is counted."""
-    before = len(cut_streams(access_log))
+    host = f"{HOST}:4"
     for chunk in ("0", "7", "1000"):
-        answer = await gateway.post(question(HARMLESS, **STREAM), IDENTITY, chunk=chunk)
+        answer = await gateway.post(question(HARMLESS, **STREAM), IDENTITY, host=host, chunk=chunk)
         assert answer.status == 200
         *shown, error, done, end = answer.body.split(b"\n\n")
         assert (done, end) == (b"data: [DONE]", b"")
         assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "content_filter"
         texts = [json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"]["content"] for event in shown]
         assert len("".join(texts)) < 18
-    await until(lambda: len(cut_streams(access_log)) >= before + 3)
-    assert [line["totalTokens"] for line in cut_streams(access_log)[before:]] == [24] * 3
-
-
-def cut_streams(log: Path) -> list[dict[str, Any]]:
-    """Lines of streams."""
-    return [line for line in lines(log) if line["streaming"]]
+    told = [(line["responseCode"], line["totalTokens"]) for line in await logged(access_log, host, count=3)]
+    assert told == [(200, 24)] * 3
 
 
 async def test_an_sdk_raises(gateway: Running) -> None:

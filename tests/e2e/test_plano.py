@@ -14,10 +14,11 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from support.h2_client import ask
-from support.running import CHAT, Running, compressed, lines, running
+from support.running import CHAT, Running, compressed, lines, logged, running
 from support.waiting import until
 
-from extproc.demo.examples import environment, example
+from extproc.config.load import load_config
+from extproc.demo.examples import EXAMPLES, environment, example
 from extproc.demo.plano import (
     ASKS,
     BODY,
@@ -35,6 +36,7 @@ from extproc.demo.plano import (
     conversation,
 )
 from extproc.gateway import free_port
+from extproc.gateway.fitted import fit
 from extproc.telemetry.logs import render_json
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -209,6 +211,21 @@ async def test_a_body_that_comes_slowly_decides(options: dict[str, Any]) -> None
                 assert json.loads(answer.body)["model"] == "gpt-4o"
                 assert dict(gateway.seen(GPT_4O).headers)["authorization"] == f"Bearer {KEY}"
             assert not gateway.stack.model.requests
+
+
+async def test_the_gateway_that_envoy_config_prints() -> None:
+    """It fits the example: providers, edits, limits, and a body that is too large, after which it still serves."""
+    with environment(OPENAI_API_KEY=KEY):
+        options = fit(load_config(EXAMPLES / "plano" / "extproc.yaml").config).options
+        async with running(plano(), providers=PROVIDERS, gateway=options) as gateway:
+            for each in ASKS:
+                answer = await gateway.post({**conversation(1), "model": each.model}, each.headers)
+                assert (answer.status, answer.headers["x-sim-name"]) == (200, each.provider)
+            assert (await gateway.post(BODY, echo="true")).body == REWRITTEN
+            assert (await gateway.post(conversation(3), SELECTED)).status == 429
+            for chunked in (False, True, False):
+                assert (await gateway.post(padded(3_000_000)[0], chunked=chunked)).status == 413
+                assert (await gateway.post(conversation(1))).status == 200
 
 
 async def test_a_gateway_that_sends_no_bodies() -> None:
@@ -431,12 +448,12 @@ async def test_streams_are_streams(gateway: Running) -> None:
 
 async def test_what_was_used_is_told(gateway: Running, access_log: Path) -> None:
     """S2.23, S2.24: reported usage, an estimate where there is none; by provider and model."""
-    before = len(lines(access_log))
+    host = "used.example.com"
     for fields, usage in (({}, "auto"), (STREAM, "auto"), ({"stream": True}, "none"), ({}, "none")):
-        assert (await gateway.post({**conversation(1), **fields}, usage=usage)).status == 200
-    await gateway.settled()
-    await until(lambda: len(lines(access_log)) >= before + 4)
-    told = [(line["model"], line["totalTokens"], line["usageSource"]) for line in lines(access_log)[before:]]
+        assert (await gateway.post({**conversation(1), **fields}, host=host, usage=usage)).status == 200
+    told = [
+        (line["model"], line["totalTokens"], line["usageSource"]) for line in await logged(access_log, host, count=4)
+    ]
     assert told[:2] == [("gpt-4", 24, "reported")] * 2
     assert [(model, source) for model, _, source in told[2:]] == [("gpt-4", "estimated")] * 2
     assert all(total > 40 for _, total, _ in told[2:])

@@ -161,3 +161,12 @@ def test_broken_bodies_raise_nothing_else() -> None:
             continue
         assert rewritten is not None
         assert json.loads(rewritten, strict=False)["model"] == "m"
+
+
+@pytest.mark.parametrize("key", ["Model", "MODEL", "\\u004dodel", "mOdel"])
+def test_a_model_in_another_spelling_is_no_way_around(key: str) -> None:
+    """Ollama, as all that is written in Go, takes `Model` for the model, and the last one counts."""
+    body = f'{{"model":"a","{key}":"b"}}'.encode()
+    with pytest.raises(Uneditable, match="another spelling"):
+        Rewrite(()).apply(body, "gpt-4")
+    assert Rewrite(()).apply(body, None) is None

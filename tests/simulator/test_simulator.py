@@ -527,7 +527,7 @@ async def test_a_judge_by_default() -> None:
 
 async def test_a_body_whatever_was_asked(client: aiohttp.ClientSession) -> None:
     """HTML with 200, for those who expect JSON."""
-    response, body = await ask(client, ASK, body="<p>é</p>", content_type="text/html", name="page")
+    response, body = await ask(client, ASK, f"{CHAT}?body=%3Cp%3E%C3%A9%3C/p%3E", content_type="text/html", name="page")
     assert (response.status, response.headers["content-type"], body) == (200, "text/html", "<p>é</p>".encode())
     assert (response.headers["content-length"], response.headers["x-sim-name"]) == (str(len(body)), "page")
     response, _ = await ask(client, ASK)

@@ -105,3 +105,13 @@ def compressed(body: bytes) -> tuple[bytes, Mapping[str, str]]:
 def lines(log: Path) -> list[dict[str, Any]]:
     """Whole lines of a log in JSON."""
     return [json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines()]
+
+
+async def logged(log: Path, host: str, count: int) -> list[dict[str, Any]]:
+    """Waits for the lines about so many requests to a host, which nobody else asked for."""
+    await until(lambda: len(_about(log, host)) >= count)
+    return _about(log, host)
+
+
+def _about(log: Path, host: str) -> list[dict[str, Any]]:
+    return [line for line in lines(log) if line["host"] == host]
