@@ -1,5 +1,5 @@
 """`python -m fuzz`: look for bytes that make a body reader raise, hang, hold too much, or depend on how they are cut,
-and for requests that are edited elsewhere than they should be.
+for requests that are edited elsewhere than they should be, and for what gets past a guard.
 
 Hypothesis makes the inputs; where atheris is installed (`pip install atheris`), it gets half of the time.
 """

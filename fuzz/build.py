@@ -60,6 +60,8 @@ _HOSTILE = (
     *(b"9" * 70_000, b'"' + b"x" * 70_000 + b'"', b"[" * 100_000, b'"' + b"\\" * 2001 + b'"', b'["a","\\n",{"b":1}]'),
 )
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?|null|true|false', re.DOTALL)
+_WORD = re.compile(rb'(?<="(?:text)":")\w++|(?<="content":")\w++|(?<="delta":")\w++')
+_DENIED = (b"", b"denied", b"den", b"ied", b" ass", b"ass", b"es ", b"o", b"\\n", b"\\ud83d", b"\\ude00")
 _INSERTED = (
     *(b"\n", b"\r\n", b"\r", b"\n\n", b"\x00", b"\xef\xbb\xbf", b"\xc3", b'"', b"\\", b"{", b"}", b"[", b"]", b","),
     *(b": ping\n\n", b"data: [DONE]\n\n", b"data:", b"event: x\n", b"id: 1\nretry: 5\n", b" ", b"<html>", b"\xf0\x9f"),
@@ -110,6 +112,19 @@ def _request(choices: Choices) -> Case:
     return replace(_finished(choices, JSON, body), is_request=True)
 
 
+def _guarded(choices: Choices) -> Case:
+    content_type, write = _one(choices, ((SSE, sse), (NDJSON, ndjson)))
+    newline = _one(choices, (b"\n", b"\r\n", b"\r") if content_type == SSE else (b"\n", b"\r\n"))
+    body = write([_said(choices, event) for event in _events(choices)], newline)
+    return replace(_finished(choices, content_type, _damaged(choices, body)), is_guarded=True)
+
+
+def _said(choices: Choices, event: bytes) -> bytes:
+    """An event in whose texts some words are what a guard denies, or a part of that."""
+    word = _one(choices, _DENIED)
+    return _WORD.sub(lambda found: found.group() + word, event) if word else event
+
+
 TARGETS: dict[str, Callable[[Choices], Case]] = {
     "json": _json,
     "sse": _sse,
@@ -118,6 +133,7 @@ TARGETS: dict[str, Callable[[Choices], Case]] = {
     "mismatch": _mismatch,
     "encoded": _encoded,
     "request": _request,
+    "guarded": _guarded,
 }
 
 

@@ -23,6 +23,8 @@ class Case:
     """Of the readers: bytes of a JSON body that is parsed whole, and of an event."""
     is_request: bool = False
     """Whether it is a request instead, which is edited."""
+    is_guarded: bool = False
+    """Whether a guard looks at the answer, which is a stream."""
 
     def pieces(self) -> list[bytes]:
         """The body, cut; some pieces may be empty."""
@@ -36,6 +38,7 @@ class Case:
                 "content_encoding": self.content_encoding,
                 "limit": self.limit,
                 "is_request": self.is_request,
+                "is_guarded": self.is_guarded,
                 "cuts": self.cuts,
                 "body": base64.b64encode(self.body).decode(),
             },
@@ -57,4 +60,5 @@ class Case:
             cuts=tuple(saved["cuts"]),
             limit=saved["limit"],
             is_request=saved.get("is_request", False),
+            is_guarded=saved.get("is_guarded", False),
         )

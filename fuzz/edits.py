@@ -14,6 +14,7 @@ from extproc.providers.rewrite import Rewrite
 from extproc.usage.include_usage import with_include_usage
 from extproc.usage.prompt import read_prompt
 from fuzz.case import Case
+from fuzz.guards import check_stream, check_texts
 from fuzz.invariants import Broken, Hung, Outcome, check, watched
 
 MODEL: Final = "the-providers-own"
@@ -30,10 +31,14 @@ class _Pairs(tuple[tuple[str, Any], ...]):
 
 
 def examine(case: Case) -> Outcome | None:
-    """Check a case of either kind. Raises Broken."""
-    if not case.is_request:
+    """Check a case of any kind. Raises Broken."""
+    if case.is_guarded:
+        check_stream(case)
+    elif case.is_request:
+        check_edits(case)
+        check_texts(case)
+    else:
         return check(case)
-    check_edits(case)
     return None
 
 

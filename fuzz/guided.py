@@ -12,7 +12,7 @@ from typing import Any
 
 atheris: Any = import_module("atheris")
 
-with atheris.instrument_imports(include=["extproc.bodies", "extproc.usage"]):
+with atheris.instrument_imports(include=["extproc.bodies", "extproc.guards", "extproc.usage"]):
     from fuzz.build import build
     from fuzz.edits import examine
     from fuzz.invariants import Broken

@@ -232,6 +232,35 @@ REQUESTS: dict[str, bytes] = {
             "tools": [{"function": {"parameters": {"properties": {"model": {"type": "string"}}}}}],
         }
     ),
+    "responses": compact(
+        {
+            "instructions": "Be brief.",
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "42"},
+            ],
+        }
+    ),
+    "anthropic": compact(
+        {
+            "system": [{"type": "text", "text": "Be brief."}],
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {"a": [1, "x", True]}}]},
+                {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": "42"}]}]},
+            ],
+        }
+    ),
+    "gemini": compact(
+        {
+            "systemInstruction": {"parts": [{"text": "Be brief."}]},
+            "contents": [{"role": "user", "parts": [{"text": "Why"}, {"inlineData": {"data": "AAAA"}}]}],
+        }
+    ),
+    "cohere": compact({"message": "Hi", "chat_history": [{"role": "CHATBOT", "message": "b"}], "documents": ["c"]}),
+    "ollama": compact({"prompt": "Hi", "suffix": "?", "system": "Be brief.", "images": ["AAAA"]}),
+    "embeddings": compact({"input": ["a", "b"]}),
     "nothing": b"{}",
     "one member": b'\xef\xbb\xbf{\n  "metadata": 1\n}\n',
 }

@@ -139,7 +139,7 @@ async def test_a_request_and_an_answer_through_a_gateway() -> None:
                 ("chat", mode, "unparsable", "request"): 1,
                 ("chat", mode, "deny", "answer"): 1,
             }
-            assert told(gateway.metrics, DENIALS) == {("chat", "enforce", "deny[0]"): 2, ("chat", "enforce", "unparsable"): 1}
+            assert told(gateway.metrics, DENIALS) == {("chat", mode, "deny[0]"): 2, ("chat", mode, "unparsable"): 1}
             assert told(gateway.metrics, f"{SECONDS}_count") == {("chat",): 3}
             assert gateway.metrics.denied == (2 if mode == "enforce" else 0)
             assert "账号" not in gateway.metrics.render()[0].decode()
