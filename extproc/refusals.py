@@ -27,8 +27,16 @@ LONGEST_WAIT: Final = 60
 """Seconds that a client is left to wait by itself. Told to wait longer, older SDKs of OpenAI and Anthropic try again
 within seconds, and newer ones of Anthropic sleep as long as they are told, be it a day."""
 
-_OURS: Final = frozenset({"no_provider", "no_selector", "body", "guard"})
-"""Refusals that have nothing to do with who calls; response code details of Envoy's access log."""
+_DETAILS: Final[Mapping[Kind, str]] = {
+    "no_provider": "no_provider",
+    "no_selector": "no_selector",
+    "body": "request_body_unreadable",
+    "encoding": "request_body_unreadable",
+    "too_large": "request_body_too_large",
+    "guard": "guard",
+    "failure": "extproc_failure",
+}
+"""Response code details for Envoy's access log, of refusals that have nothing to do with who calls."""
 _REASON: Final[Mapping[Kind, str]] = {
     "unauthorized": "Unauthorized",
     "model": "the model is not allowed",
@@ -45,6 +53,9 @@ _TEXT: Final[Mapping[Kind, str]] = {
     "no_provider": "Bad Request\n",
     "no_selector": "Forbidden\n",
     "body": "Bad Request\n",
+    "encoding": "Unsupported Media Type\n",
+    "too_large": "Payload Too Large\n",
+    "failure": "Internal Server Error.\n",
     "guard": "Forbidden\n",
 }
 _MESSAGE: Final[Mapping[Kind, str]] = {
@@ -57,6 +68,9 @@ _MESSAGE: Final[Mapping[Kind, str]] = {
     "no_provider": "No provider serves this request.",
     "no_selector": "A header is missing by which requests are told apart.",
     "body": "The body of the request cannot be read.",
+    "encoding": "The body of the request is in an encoding that is not read here.",
+    "too_large": "The body of the request is too large.",
+    "failure": "The request could not be checked. Please try again.",
     "guard": "The request was refused because of its content.",
 }
 _OPENAI: Final[Mapping[Kind, tuple[str, str]]] = {
@@ -69,6 +83,9 @@ _OPENAI: Final[Mapping[Kind, tuple[str, str]]] = {
     "no_provider": ("invalid_request_error", "model_not_found"),
     "no_selector": ("invalid_request_error", "permission_denied"),
     "body": ("invalid_request_error", "invalid_body"),
+    "encoding": ("invalid_request_error", "unsupported_encoding"),
+    "too_large": ("invalid_request_error", "request_too_large"),
+    "failure": ("server_error", "internal_error"),
     "guard": ("invalid_request_error", "content_filter"),
 }
 """`type` and `code`."""
@@ -84,6 +101,9 @@ _ANTHROPIC: Final[Mapping[Kind, str]] = {
     "no_provider": "invalid_request_error",
     "no_selector": "permission_error",
     "body": "invalid_request_error",
+    "encoding": "invalid_request_error",
+    "too_large": "request_too_large",
+    "failure": "api_error",
     "guard": "invalid_request_error",
 }
 
@@ -161,9 +181,7 @@ class Refusals:
             body = message.encode("utf-8", "replace")
         said = _MESSAGE[kind] if kind == "guard" or not message else message
         body = self._body(kind, said, request_id, body)
-        return replies.immediate(
-            status, body, _merged(own, headers, shown), details=kind if kind in _OURS else f"auth_{kind}"
-        )
+        return replies.immediate(status, body, _merged(own, headers, shown), details=_DETAILS.get(kind, f"auth_{kind}"))
 
     def _body(self, kind: Kind, message: str, request_id: str, given: bytes | None) -> bytes:
         if given is not None:
@@ -189,6 +207,8 @@ def _limited_message(limit: str, quotas: Sequence[Quota], wait: int | None) -> s
     size = f": {quotas[0].maximum}" if quotas else ""
     window = f" in {quotas[0].window} s" if quotas and quotas[0].window else ""
     again = f" Please try again in {wait} s." if wait is not None else ""
+    if quotas and wait is None:
+        again = " The request needs more than all of it."
     return f"Rate limit{name} reached{size}{window}.{again}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from extproc import memory
 from extproc.active import Active, activate
 from extproc.admin.server import AdminServer
 from extproc.admin.usage import UsagePage, nearest
@@ -148,7 +148,9 @@ class Server:
         self._active = active
         self.metrics.configs += 1
         for warning in active.warnings:
-            _LOG.warning("%s", warning, extra={"fields": {"file": str(self._path)}})
+            # The name of a field stands apart: before a colon, that of a credential would hide what follows.
+            fields = {"field": warning.path, "file": warning.file or str(self._path)}
+            _LOG.warning("%s", warning.message, extra={"fields": fields})
 
     async def start(self) -> None:
         """Listen and become ready. Raises ListenError or AdminError."""
@@ -196,7 +198,9 @@ class Server:
             except ConfigError as error:
                 self._files = error.files or self._files
                 self.metrics.reloaded("rejected")
-                _LOG.error("reload rejected, the old configuration stays", extra={"fields": {"problems": str(error)}})
+                _LOG.error(
+                    "reload rejected, the old configuration stays", extra={"fields": {"problems": _apart(error)}}
+                )
                 return False
             self.metrics.reloaded("ok")
             _LOG.info("reloaded", extra={"fields": {"file": str(self._path)}})
@@ -241,7 +245,7 @@ class Server:
         """Serve a loaded configuration within the block, then drain. Raises ListenError or AdminError."""
         signals = Signals(self.reload)
         await self.start()
-        _tune_collector()
+        memory.settle()
         watching = asyncio.create_task(self.watch())
         yield signals
         watching.cancel()
@@ -270,8 +274,6 @@ class Server:
         return masked(self.config)
 
 
-def _tune_collector() -> None:
-    """What start-up made stays for good, and an exchange makes no cycles: the collector has little to find."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+def _apart(error: ConfigError) -> str:
+    """The problems with their fields apart, as for warnings."""
+    return "; ".join(f"{problem.message} ({problem.path or problem.file})" for problem in error.problems)

@@ -120,9 +120,9 @@ def _guarded(choices: Choices) -> Case:
 
 
 def _said(choices: Choices, event: bytes) -> bytes:
-    """An event in whose texts some words are what a guard denies, or a part of that."""
+    """An event whose texts begin with what a guard denies, or with a part of that."""
     word = _one(choices, _DENIED)
-    return _WORD.sub(lambda found: found.group() + word, event) if word else event
+    return _WORD.sub(lambda _: word, event) if word else event
 
 
 TARGETS: dict[str, Callable[[Choices], Case]] = {

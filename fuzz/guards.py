@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from os.path import commonprefix
 from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
@@ -15,18 +14,20 @@ from extproc.guards.seam import Path, Text
 from extproc.guards.stream_guard import MAX_DOUBTFUL, StreamGuard
 from extproc.guards.texts import EVERYBODY, TOOLS, has_repeated_names, read_texts, select, statements
 from fuzz.case import Case
-from fuzz.framing import NDJSON
+from fuzz.framing import NDJSON, compact
 from fuzz.invariants import Broken, Hung, watched
 
 T = TypeVar("T")
 
-PATTERNS: Final = Patterns(deny=("denied", r"\bass\b", "o$", r"\n\n", "[\U0001f600-\U0001f64f]"))
-"""Some of which depend on how a text goes on."""
+DENIED: Final = "denied"
+_CERTAIN: Final = (DENIED, r"\n\n", "[\U0001f600-\U0001f64f]")
+CERTAIN: Final = Patterns(deny=_CERTAIN)
+PATTERNS: Final = Patterns(deny=(*_CERTAIN, r"\bass\b", "o$"))
+"""Also such as depend on how a text goes on."""
 LOOK_BEHIND: Final = 16
 _END_OF_LINE: Final = 4
 """Bytes of a line's end that are held beside an event that may not be longer."""
 _ROLES: Final = frozenset({"user", "system", "developer", "assistant", "tool", TOOLS})
-_ENDS: Final = {"sse": (b"\n\n", b"\r\r", b"\r\n\r\n"), "ndjson": (b"\n",)}
 
 
 class Passed(NamedTuple):
@@ -68,6 +69,8 @@ def _check_stream(case: Case) -> Passed:
     whole = _guarded(case, [case.body], framing)
     if found != whole:
         raise Broken(case, f"in pieces {found!r:.300}, not as a whole {whole!r:.300}")
+    if DENIED in _shown(found.data):
+        raise Broken(case, "a client reads what is denied")
     if found.denied is None and found.data != case.body:
         raise Broken(case, "a stream that was not cut is not the same")
     if found.denied is not None:
@@ -75,8 +78,8 @@ def _check_stream(case: Case) -> Passed:
     return found
 
 
-def _guarded(case: Case, pieces: Iterable[bytes], framing: Framing) -> Passed:
-    guard = StreamGuard(PATTERNS, LOOK_BEHIND, framing=framing, max_event=case.limit)
+def _guarded(case: Case, pieces: Iterable[bytes], framing: Framing, patterns: Patterns = PATTERNS) -> Passed:
+    guard = StreamGuard(patterns, LOOK_BEHIND, framing=framing, max_event=case.limit)
     most = 2 * case.limit + MAX_DOUBTFUL + _END_OF_LINE
     sent: list[bytes] = []
     for piece in pieces:
@@ -92,14 +95,30 @@ def _guarded(case: Case, pieces: Iterable[bytes], framing: Framing) -> Passed:
 
 
 def _check_cut(case: Case, found: Passed, framing: Framing) -> None:
-    begun = commonprefix([found.data, case.body])
-    if len(begun) == len(found.data):
+    equal = (index for index, (one, other) in enumerate(zip(found.data, case.body, strict=False)) if one != other)
+    same = next(equal, min(len(found.data), len(case.body)))
+    if same == len(found.data):
         raise Broken(case, "a stream that was cut has no end of its own")
-    # What the error and the event in whose place it is begin with is no event.
-    begun = begun[: max(begun.rfind(end) + len(end) for end in _ENDS[framing] if end in begun) if begun else 0]
-    again = _guarded(case, [begun], framing)
-    if again.denied is not None:
+    # What the error and the event in whose place it is begin with alike is no event.
+    begun = case.body[: case.body.rfind(b"\n", 0, same) + 1]
+    again = _guarded(case, [begun], framing, CERTAIN)
+    if again.denied is not None and again.denied.startswith("deny"):
         raise Broken(case, f"what passed before the cut breaks {again.denied} itself: {begun[-300:]!r}")
+
+
+def _shown(data: bytes) -> str:
+    """What a client of OpenAI's reads in server-sent events, of those that are spelled as among the seeds."""
+    texts: list[str] = []
+    for line in data.splitlines():
+        try:
+            event = json.loads(line.removeprefix(b"data: "))
+        except (ValueError, RecursionError):
+            continue
+        match event:
+            case {"choices": [{"index": 0, "delta": {"content": str(text)}}], "object": "chat.completion.chunk"}:
+                if line == b"data: " + compact(event):
+                    texts.append(text)
+    return "".join(texts)
 
 
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────

@@ -47,6 +47,8 @@ def _parsed(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
+        if body.startswith(_BOM):
+            raise  # one is allowed, and taken off by now
         return json.loads(body, strict=False)
 
 

@@ -104,7 +104,7 @@ class Guard(Model):
 
     hosts: list[Host] = Field(
         default_factory=list,
-        description="Guards requests to these hosts, on any port, whatever their action set. Action sets may name it too.",
+        description="Guards requests to these hosts, on any port, whatever action set is theirs; or name it there.",
     )
     allow: list[str] = Field(default_factory=list, description="Patterns (RE2), one of which each text must match.")
     deny: list[str] = Field(default_factory=list, description="Patterns (RE2) that no text may match anywhere.")

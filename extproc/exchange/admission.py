@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 
 from extproc import replies
-from extproc.bodies.json_edit import Uneditable
+from extproc.bodies.json_edit import Uneditable, read_object
 from extproc.bodies.request_reader import RequestReaderFactory
 from extproc.exchange import denials
 from extproc.exchange.callers import Caller
@@ -229,6 +229,8 @@ class Admission:
             return denials.too_large(record)
         if self._model_guard is not None and not self._model_guard.allows(body.data):
             return denials.rejected(record, "model", 403, "the model is not allowed")
+        if self._edits and not body.is_encoded and (problem := _problem(body)):
+            return denials.rejected(record, "body", 400, "the request body cannot be edited", message=problem)
         if action_set.decides_on_body and body.unread is not None and action_set.denies_on_failure:
             return denials.unreadable(record, body.unread)
         if body.is_encoded and (self._edits or action_set.charges_prompt):
@@ -345,3 +347,13 @@ class Admission:
         if edited is not None:
             record.strips_usage = asks.strip
             body.replace(edited)
+
+
+def _problem(body: RequestBody) -> str:
+    """What the parser says of a body that is to be edited and cannot be (S2.10); "" of one that can, or is empty."""
+    try:
+        if body.data.strip():
+            read_object(body.data, body.document)
+    except Uneditable as error:
+        return str(error)
+    return ""

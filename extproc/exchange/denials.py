@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from extproc import replies
 from extproc.exchange.record import Record
@@ -11,15 +10,11 @@ from extproc.guards.final_events import replacement
 from extproc.guards.seam import Verdict
 from extproc.limiter.seam import Decision
 from extproc.plan.guarding import PlannedGuard
+from extproc.refusals import Refusals
 from extproc.telemetry.spending import Rejection
 
 Reply = bytes
 Headers = tuple[tuple[str, str], ...]
-
-_TOO_LARGE: Final = replies.immediate(413, b"Payload Too Large\n", details="request_body_too_large")
-_BAD_REQUEST: Final = replies.immediate(400, b"Bad Request\n", details="request_body_unreadable")
-_UNSUPPORTED: Final = replies.immediate(415, b"Unsupported Media Type\n", details="request_body_unreadable")
-_FAILED: Final = replies.immediate(500, b"Internal Server Error.\n", details="extproc_failure")
 
 
 def unmatched(record: Record) -> Reply:
@@ -112,21 +107,15 @@ def over_limit(record: Record, decision: Decision, body: bytes | None = None) ->
 
 def too_large(record: Record) -> Reply:
     """Nothing is decided on a part of a body: 413 (G14)."""
-    record.shared.metrics.denied += 1
-    record.end("denied")
-    reason = "the request body does not fit into Envoy's buffer"
-    record.shared.decisions.note("denied", {**record.about, "reason": reason})
-    return _shown(_TOO_LARGE, record)
+    return rejected(record, "too_large", 413, "the request body does not fit into Envoy's buffer")
 
 
 def unreadable(record: Record, why: str) -> Reply:
     """Nothing is decided on a body that others may read otherwise: 400, or 415 for an encoding."""
-    record.shared.metrics.denied += 1
-    record.shared.metrics.body_unread("encoding" if why == "encoding" else "corrupt")
-    record.end("denied")
+    encoded = why == "encoding"
+    record.shared.metrics.body_unread("encoding" if encoded else "corrupt")
     reason = f"the request body cannot be read: {why}"
-    record.shared.decisions.note("denied", {**record.about, "decision": "denied", "reason": reason})
-    return _shown(_UNSUPPORTED if why == "encoding" else _BAD_REQUEST, record)
+    return rejected(record, "encoding" if encoded else "body", 415 if encoded else 400, reason)
 
 
 def undecided(record: Record, reason: str, service: str, *, denies: bool) -> Reply | None:
@@ -152,8 +141,5 @@ def broken(record: Record) -> Reply:
     record.shared.metrics.denied += 1
     record.shared.metrics.action_failed(record.action_set_name)
     record.end("error")
-    return _shown(_FAILED, record)
-
-
-def _shown(reply: Reply, record: Record) -> Reply:
-    return replies.with_headers(reply, record.shown) if record.shown else reply
+    refusals = Refusals() if record.action_set is None else record.action_set.refusals
+    return refusals.rejected("failure", 500, shown=record.shown, request_id=record.request_id)

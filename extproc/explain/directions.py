@@ -98,7 +98,7 @@ def _prompt_limit(limit: PromptLimit) -> str:
     whose = "all requests together"
     if selector is not None:
         whose = f"{selector.header}: {selector.value}" if selector.value else f"each value of {selector.header}"
-    return f"{limit.model}, {whose}: {counted(limit.tokens, 'token')} a {limit.per}"
+    return f"{limit.model}, {whose}: {counted(limit.tokens, 'token')} {'an' if limit.per == 'hour' else 'a'} {limit.per}"
 
 
 def _algorithm(limits: PromptLimits, *, theirs: bool) -> str:

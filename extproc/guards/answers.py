@@ -10,7 +10,6 @@ from extproc.bodies.decoders import decoder_for
 from extproc.guards.answer_texts import Piece, texts_of
 from extproc.guards.final_events import Framing
 from extproc.guards.growing_texts import DenyPatterns, Escapes, is_json, sound
-from extproc.guards.stream_guard import StreamGuard
 
 Kind = Literal["json", "sse", "ndjson", "text", "other"]
 """`json` and `text` are held and judged as a whole, `sse` and `ndjson` guarded as they come; `other` is unparsable:
@@ -29,6 +28,7 @@ _JSON = frozenset({"application/json", "text/json"})
 _XML = frozenset({"application/xml", "application/xhtml+xml"})
 _SSE_BEGINNING = re.compile(rb"\s*+(?:data|event|id|retry)?+:")
 _BOM = b"\xef\xbb\xbf"
+_DATA = b"data:"
 
 
 class Judged(NamedTuple):
@@ -94,9 +94,27 @@ def judge_text(body: bytes, patterns: DenyPatterns) -> Judged:
 
 
 def _judge_events(body: bytes, patterns: DenyPatterns, framing: Framing) -> Judged:
-    guard = StreamGuard(patterns, len(body), framing=framing, max_event=len(body))
-    guard.feed(body, last=True)
-    return _ALLOWED if guard.denied is None else Judged("denied", guard.denied)
+    """Look at the texts of all events at once: each, and those that stand at one place as the text they make."""
+    pieces: list[Piece] = []
+    for data in _data_of(body, framing):
+        pieces += texts_of(data) or ()
+        if len(pieces) > MAX_TEXTS:
+            return _UNPARSABLE
+    return _judge_texts(_readings(pieces), patterns)
+
+
+def _data_of(body: bytes, framing: Framing) -> Iterator[bytes]:
+    """The data of each event, or each line."""
+    if framing == "ndjson":
+        yield from body.splitlines()
+        return
+    data: list[bytes] = []
+    for line in (*body.removeprefix(_BOM).splitlines(), b""):
+        if line.startswith(_DATA):
+            data.append(line[len(_DATA) :])
+        elif not line and data:
+            yield b"\n".join(data)
+            data = []
 
 
 def _judge_texts(texts: Iterable[str], patterns: DenyPatterns) -> Judged:

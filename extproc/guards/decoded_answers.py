@@ -6,7 +6,7 @@ from typing import Final
 
 from extproc.bodies.decoders import Decoder, DecodingError, decoder_for
 
-MAX_STEP: Final = 4 * 1024 * 1024
+MAX_STEP: Final = 256 * 1024
 """Bytes that one chunk of a stream may decode to: far beyond what events written one by one do."""
 CORRUPT: Final = "unparsable"
 """The rule that a stream breaks which does not decode, or to too much."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from extproc.plan.action import Service
 from extproc.plan.hosts import HostTable
 from extproc.plan.labels import Labels
 from extproc.refusals import Refusals
+
+
+_ODD = re.compile(r"[^A-Za-z0-9.:\[\]_-]")
+"""In an authority that is none of a host alone: several, with a user, or in escapes. All guards of hosts are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class Guards:
         """Those of a host, and those that its action set has `named`; in the order of the configuration."""
         if not self._by_host:
             return named
-        found = [planned for planned in self._by_host if planned not in named and _covers(planned, authority)]
+        odd = _ODD.search(authority) is not None
+        found = [planned for planned in self._by_host if planned not in named and (odd or _covers(planned, authority))]
         return (*named, *found) if found else named
 
 

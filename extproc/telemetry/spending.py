@@ -22,10 +22,22 @@ from extproc.usage.usage import Usage
 Who = tuple[str, ...]
 """One value for each label, in their order; "" where it is not known."""
 Rejection = Literal[
-    "unauthenticated", "unauthorized", "model", "no_limit", "no_match", "no_provider", "no_selector", "body", "guard"
+    "unauthenticated",
+    "unauthorized",
+    "model",
+    "no_limit",
+    "no_match",
+    "no_provider",
+    "no_selector",
+    "body",
+    "encoding",
+    "too_large",
+    "guard",
+    "failure",
 ]
-"""Why a request was answered 400 to 404: caller unknown; caller known and refused; model not allowed; no limit for the
-caller; no action set; no provider; no header that a prompt limit goes by; a body that cannot be read; a guard."""
+"""Why a request was refused but for a limit: caller unknown; caller known and refused; model not allowed; no limit for
+the caller; no action set; no provider; no header that a prompt limit goes by; a body that cannot be read, is encoded or
+too large; a guard; no decision."""
 
 MAX_NAMESPACES: Final = 100
 MAX_LIMITS: Final = 500

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.guards import DENIED, DENY, GuardedGateway, chat, guarded, header, refusal
+from support.guards import DENIED, DENY, GuardedGateway, chat, guarded, header, no_defects, refusal
 from support.harness import S0, configured, kinds
 from support.messages import (
     request_body,
@@ -87,21 +87,6 @@ async def open_gateway() -> AsyncIterator[Callable[[dict[str, Any]], GuardedGate
 
 
 Open = Callable[[dict[str, Any]], GuardedGateway]
-
-
-@contextmanager
-def no_defects() -> Iterator[None]:
-    """Fails where one of ours was caught meanwhile."""
-    found: list[logging.LogRecord] = []
-    watching = logging.Handler()
-    watching.emit = found.append  # type: ignore[method-assign]
-    logger = logging.getLogger("extproc.exchange")
-    logger.addHandler(watching)
-    try:
-        yield
-    finally:
-        logger.removeHandler(watching)
-    assert not [record for record in found if record.getMessage() == "internal error"]
 
 
 async def asked(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -90,3 +92,18 @@ def passes(reply: ProcessingResponse) -> bool:
 def header(answer: ImmediateResponse, name: str) -> list[str]:
     """The values of one header of a refusal."""
     return [option.header.raw_value.decode() for option in answer.headers.set_headers if option.header.key == name]
+
+
+@contextmanager
+def no_defects() -> Iterator[None]:
+    """Fails where one of ours was caught meanwhile."""
+    found: list[logging.LogRecord] = []
+    watching = logging.Handler()
+    watching.emit = found.append  # type: ignore[method-assign]
+    logger = logging.getLogger("extproc.exchange")
+    logger.addHandler(watching)
+    try:
+        yield
+    finally:
+        logger.removeHandler(watching)
+    assert not [record for record in found if record.getMessage() == "internal error"]

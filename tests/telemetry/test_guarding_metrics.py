@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -105,6 +105,7 @@ def test_rules_are_bounded(metrics: Metrics) -> None:
     assert counted["chat", "enforce", "(other)"] == 50
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(st.text(), st.sampled_from(["request", "answer"]), st.text(max_size=9), st.booleans(), st.text())
