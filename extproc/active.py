@@ -9,6 +9,7 @@ from pathlib import Path
 from extproc.config.errors import ConfigError, Problem
 from extproc.config.load import Loaded
 from extproc.config.model import Config, Estimates, Limit, Service
+from extproc.config.secret_headers import secret_headers
 from extproc.guards.room import GuardRoom
 from extproc.identity.embedded import EmbeddedAuthenticator
 from extproc.identity.seam import Authenticator
@@ -85,7 +86,7 @@ def _prompt_limits(config: Config) -> list[Limit]:
         return []
     service = None if limits.service is None else config.services[limits.service]
     embedded = service is None or config.endpoints[service.endpoint].embedded
-    return limits_of(limits) if embedded else []
+    return limits_of(limits, secret_headers(config)) if embedded else []
 
 
 def _vocabulary(estimates: Estimates) -> Iterator[Problem]:

@@ -113,6 +113,11 @@ def _add_check(commands: Any) -> None:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG")
     parser.add_argument("--strict", action="store_true", help="fail on warnings too")
+    parser.add_argument(
+        "--without-credentials",
+        action="store_true",
+        help="do not read credentials and API keys, which need not be there, as in CI",
+    )
     parser.set_defaults(run=_check)
 
 
@@ -210,7 +215,7 @@ def _serve_workers(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from extproc.active import Active, activate
     from extproc.config.errors import ConfigError
-    from extproc.config.load import load_config
+    from extproc.config.load import Loaded, load_config
     from extproc.explain import explain
     from extproc.identity.services import Authenticators
     from extproc.limiter.channel import Channels
@@ -224,7 +229,20 @@ def _check(options: argparse.Namespace) -> int:
         """As a server does, with channels that never connect; they belong to a loop."""
         channels = Channels(connect=False)
         endpoints = Endpoints(lambda _: EmbeddedLimiter(LimitSet()), channels, Metrics())
-        active = activate(load_config(options.config), endpoints.limiter_for, Authenticators(channels))
+
+        def activated(loaded: Loaded) -> Active:
+            return activate(loaded, endpoints.limiter_for, Authenticators(channels))
+
+        try:
+            loaded = load_config(options.config, credentials=not options.without_credentials)
+        except ConfigError as error:
+            # What is wrong besides credentials that are not there is worth telling too.
+            try:
+                activated(load_config(options.config, credentials=False))
+            except ConfigError as other:
+                raise ConfigError(dict.fromkeys((*error.problems, *other.problems))) from None
+            raise
+        active = activated(loaded)
         check_tls(active.config.listeners)
         return active
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from extproc.config.errors import Problem, Step, listed, quoted, similar
+from extproc.config.errors import Problem, Step, listed, quoted, shown, similar
 from extproc.config.http_names import (
     ESSENTIAL,
     find_header_problems,
@@ -22,12 +22,16 @@ from extproc.config.model import Config
 from extproc.config.origins import parse_origin
 from extproc.config.prompts import PromptLimit, PromptLimits
 from extproc.config.providers import Credential, Provider, Routing
+from extproc.config.secret_headers import secret_headers
 
 MAX_TOKENS: Final = 2**32
 """Of one limit: more than that no call can ask for at once."""
 MODEL_KEY: Final = "model"
 """Of the descriptor by which prompts are limited."""
 
+_READ = re.compile(r"""request\.headers\[\s*(["'])([^"']+)\1\s*\]""")
+_TESTED = r"""["']{}["']\s+in\s+request\.headers"""
+"""A CEL expression that reads a header, and one that asks whether it is there, after a header's name."""
 _CARRIED = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
@@ -39,9 +43,12 @@ def find_provider_problems(config: Config) -> Iterator[Problem]:
     for index, provider in enumerate(config.providers):
         yield from _provider(provider, ("providers", index), config.routing)
     yield from _names(config.providers)
+    yield from _destinations(config.providers)
     yield from _defaults(config)
     yield from _models(config.providers)
     yield from _routing(config.routing, [provider.name for provider in config.providers])
+    if config.routing.hint_header in secret_headers(config):
+        yield Problem("routing.hintHeader", "this header carries keys, and a hint goes to nobody")
     if config.prompt_limits is not None:
         yield from _service(config, config.prompt_limits)
         yield from _limits(config.prompt_limits.limits)
@@ -53,12 +60,15 @@ def find_provider_warnings(config: Config) -> Iterator[Problem]:
         if provider.credential is None:
             message = "missing: its requests are refused (400); write `none` if it needs none"
             yield Problem.at(("providers", index, "credential"), message)
-    known = _provided(config.providers)
-    limits = config.prompt_limits.limits if config.prompt_limits is not None and known is not None else ()
-    for index, limit in enumerate(limits):
-        if limit.model.lower() not in (known or ()):
-            message = f"no provider calls a model {quoted(limit.model)}, so the limit is for no request"
-            yield Problem.at(("promptLimits", "limits", index, "model"), message)
+    yield from _shared_destinations(config.providers)
+    yield from _unguarded_reads(config.routing)
+    if config.prompt_limits is not None:
+        yield from _hardly_limited(config, config.prompt_limits)
+        if config.prompt_limits.domain in {limit.namespace for limit in config.embedded_limits}:
+            message = (
+                f"{quoted(config.prompt_limits.domain)} is a namespace of `limits` too: those count prompts as well"
+            )
+            yield Problem("promptLimits.domain", message)
 
 
 def _provider(provider: Provider, steps: Sequence[Step], routing: Routing) -> Iterator[Problem]:
@@ -112,6 +122,84 @@ def _names(providers: Sequence[Provider]) -> Iterator[Problem]:
         if provider.name == "default" and not provider.default and len(providers) > 1:
             message = "a hint of `default` means the default provider; another one needs another name"
             yield Problem.at(("providers", index, "name"), message)
+
+
+def _destinations(providers: Sequence[Provider]) -> Iterator[Problem]:
+    """The gateway has one place for a destination: the credential of one would go to the address of another."""
+    first: dict[str, int] = {}
+    for index, provider in enumerate(providers):
+        if provider.address is None:
+            continue
+        earlier = first.setdefault(provider.destination, index)
+        if providers[earlier].address != provider.address:
+            message = f"providers[{earlier}] goes to {quoted(provider.destination)} too, and says another address"
+            yield Problem.at(("providers", index, "address"), message)
+
+
+def _shared_destinations(providers: Sequence[Provider]) -> Iterator[Problem]:
+    """Two keys for one place are meant where both say which place it is."""
+    first: dict[str, int] = {}
+    for index, provider in enumerate(providers):
+        other = providers[first.setdefault(provider.destination, index)]
+        if other.credential != provider.credential and None in (other.address, provider.address):
+            message = (
+                f"{quoted(other.name)} goes to {quoted(provider.destination)} too, with another credential: "
+                "one place gets both; say the same `address` in both if that is meant"
+            )
+            yield Problem.at(("providers", index, "cluster"), message)
+
+
+def _unguarded_reads(routing: Routing) -> Iterator[Problem]:
+    for index, rule in enumerate(routing.rules):
+        for name in dict.fromkeys(found.group(2) for found in _READ.finditer(rule.when)):
+            if not name.startswith(":") and not re.search(_TESTED.format(re.escape(name)), rule.when):
+                message = (
+                    f"a request without the header {quoted(name)} is answered 500; write "
+                    f"`{shown(name)} in request.headers && ...` if it may be missing"
+                )
+                yield Problem.at(("routing", "rules", index, "when"), message)
+
+
+def _hardly_limited(config: Config, limits: PromptLimits) -> Iterator[Problem]:
+    """Limits that no request comes under."""
+    known = _provided(config.providers)
+    aliases = _aliases(config.providers)
+    for index, limit in enumerate(limits.limits):
+        steps = ("promptLimits", "limits", index)
+        model, called = quoted(limit.model), aliases.get(limit.model.lower())
+        if "*" in limit.model:
+            yield Problem.at(
+                (*steps, "model"), f"no model is called {model}; a limit is for one model, not for a pattern"
+            )
+        elif called is not None:
+            message = f"{model} is what clients ask for; a limit is for what the provider calls it, {quoted(called)}"
+            yield Problem.at((*steps, "model"), message)
+        elif known is not None and limit.model.lower() not in known:
+            yield Problem.at((*steps, "model"), f"no provider calls a model {model}, so the limit is for no request")
+        if limit.selector is not None and (taker := _taker(config, limit.selector.header)) is not None:
+            message = f"{taker} takes this header away before prompts are counted, so every request lacks it"
+            yield Problem.at((*steps, "selector", "header"), message)
+
+
+def _taker(config: Config, header: str) -> str | None:
+    """The field that takes a header out of requests before it could select a limit, unless `authConfigs` set it."""
+    auth = config.auth_configs
+    if any(header == name.lower() for each in auth.values() for name in each.headers):
+        return None
+    if header == config.routing.hint_header or any(_covers(each, header) for each in config.routing.remove_headers):
+        return "`routing`"
+    for scope, each in auth.items():
+        keyed = [source for source in each.authentication.values() if source.api_keys is not None]
+        taken = [] if each.forward_credentials else [source.credentials.header.lower() for source in keyed]
+        if header in taken or any(_covers(pattern, header) for pattern in each.remove_headers):
+            return quoted(f"authConfigs.{scope}")
+    return None
+
+
+def _covers(pattern: str, header: str) -> bool:
+    """`*` at the end of a pattern stands for anything."""
+    pattern = pattern.lower()
+    return header.startswith(pattern[:-1]) if pattern.endswith("*") else header == pattern
 
 
 def _defaults(config: Config) -> Iterator[Problem]:
@@ -188,6 +276,20 @@ def _limits(limits: Iterable[PromptLimit]) -> Iterator[Problem]:
             yield Problem.at((*steps, "tokens"), "Limit's tokens must be positive")
         elif limit.tokens > MAX_TOKENS:
             yield Problem.at((*steps, "tokens"), f"expected at most {MAX_TOKENS}")
+
+
+def _aliases(providers: Sequence[Provider]) -> dict[str, str]:
+    """What clients ask for, in lower case, and no provider calls so -> what the provider calls it."""
+    names = {
+        asked.lower(): called
+        for provider in providers
+        for asked, called in provider.models.items()
+        if called is not None and "*" not in asked
+    }
+    called = {called.lower() for called in names.values()}
+    called |= {provider.model.lower() for provider in providers if provider.model is not None}
+    called |= {asked.lower() for provider in providers for asked, name in provider.models.items() if name is None}
+    return {asked: name for asked, name in names.items() if asked not in called}
 
 
 def _provided(providers: Sequence[Provider]) -> set[str] | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from extproc.config.errors import Step
 from extproc.config.model import Config
+from extproc.config.secret_headers import secret_headers
 
 MASK = "***"
 
@@ -17,11 +18,11 @@ _SECRET_WORDS = frozenset(
     | {"credential", "credentials", "authorization", "authentication", "cookie", "jwt", "apikey", "bearer"}
 )
 _PLAIN_KEYS = frozenset({"static", "expression", "tls"})
-_NAMED_BY_OPERATOR = frozenset({"services", "endpoints"})
+_NAMED_BY_OPERATOR = frozenset({"services", "endpoints", "guards"})
 _NO_SECRETS = frozenset({"authConfigs"})
 """Sections that only say where secrets are: in which files, in which header."""
-_REFERENCE = "credential"
-"""Of a provider or a guard: it says where a secret is."""
+_REFERENCE_DEPTH = {"providers": 2, "guards": 3}
+"""How far down the `credential` of a provider, and of a guard's model or webhook, is; it says where a secret is."""
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
@@ -29,10 +30,12 @@ def masked(config: Config) -> dict[str, Any]:
     """The configuration as JSON-able data in the form it is written, each secret replaced by `***`.
 
     Secret are strings at or below a field whose name says so (`apiKey`, `set-cookie`) and user information in
-    addresses and URLs. The paths of TLS key files and the keys of descriptor entries are shown.
+    addresses and URLs, and what prompt limits expect of a header of keys. The paths of TLS key files and the keys of
+    descriptor entries are shown.
     """
     data = _mask(config.model_dump(mode="json", by_alias=True), (), secret=False)
     assert isinstance(data, dict)
+    _mask_selectors(data.get("promptLimits"), secret_headers(config))
     return data
 
 
@@ -49,8 +52,16 @@ def without_userinfo(text: str, *, address: bool = False) -> str:
     return text
 
 
+def _mask_selectors(limits: dict[str, Any] | None, secret: Collection[str]) -> None:
+    """What a header of keys is to say for a prompt limit is a key."""
+    for limit in [] if limits is None else limits["limits"]:
+        selector = limit["selector"]
+        if selector is not None and selector["value"] and selector["header"] in secret:
+            selector["value"] = MASK
+
+
 def _mask(value: Any, steps: tuple[Step, ...], *, secret: bool) -> Any:
-    secret = secret or (_is_secret(steps) and steps[0] not in _NO_SECRETS and _REFERENCE not in steps)
+    secret = secret or (_is_secret(steps) and steps[0] not in _NO_SECRETS and not _refers(steps))
     if isinstance(value, dict):
         return {key: _mask(item, (*steps, key), secret=secret) for key, item in value.items()}
     if isinstance(value, list):
@@ -68,5 +79,13 @@ def _is_secret(steps: Sequence[Step]) -> bool:
         return False
     if parent in _NAMED_BY_OPERATOR and len(steps) == 2:
         return False
+    if steps[0] == "promptLimits" and name == "tokens":
+        return False
     words = _WORD.findall(name)
     return bool(words) and words[-1].lower() in _SECRET_WORDS
+
+
+def _refers(steps: Sequence[Step]) -> bool:
+    """Whether `steps` lead into the `credential` of a provider or guard, not into what an operator called so."""
+    depth = _REFERENCE_DEPTH.get(str(steps[0]))
+    return depth is not None and len(steps) > depth and steps[depth] == "credential"

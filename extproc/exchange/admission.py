@@ -154,13 +154,17 @@ class Admission:
         record = self._record
         routing = record.plan.routing
         assert record.action_set is not None
-        record.guards = record.plan.guards.of(facts.host, record.action_set.guards)
-        if record.guards and has_body:
+        guards = record.plan.guards.of(facts.host, record.action_set.guards)
+        if guards:
+            record.guard_with(guards)
+        if guards and has_body:
             self._guarding = Guarding(record, facts)
         if routing is None:
             return None
         if not record.action_set.routed or not routing.hosts.find(facts.host):
-            record.changes += not_routed(routing, facts)
+            stray = not_routed(routing, facts)
+            record.change_headers((), stray)
+            record.reroutes = bool(stray)
             return None
         if routing.prompts is not None:
             self._selection = routing.prompts.queries.select(facts)
@@ -184,7 +188,9 @@ class Admission:
         assert record.action_set is not None
         action_set = record.action_set
         asks = action_set.include_usage
-        self._may_ask = asks is not None and record.metered and asks.may_ask(facts)
+        # A gateway that is configured to stream has sent the length already: nothing can be added.
+        late = record.streamed_request and not record.duplex_request
+        self._may_ask = asks is not None and record.metered and not late and asks.may_ask(facts)
         self._waits = action_set.decides_on_body or self._edits or self._guarding is not None
         if self._may_ask or self._waits:
             self._hold(action_set.request_reader, facts)
@@ -244,6 +250,8 @@ class Admission:
         refusal, sent = None, body.data
         if self._directions is not None and self._directions.waits:
             refusal = self._directions.by_model(record.model)
+            if refusal is None:
+                record.evaluation.begin(self._directions.facts)
         if refusal is None and not self._may_send_model:
             refusal = denials.rejected(record, "model", 403, "the model of the provider is not allowed")
         if refusal is None and self._guarding is not None:

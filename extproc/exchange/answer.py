@@ -31,6 +31,7 @@ class AnswerReading:
     """Reads one answer, from its headers on."""
 
     __slots__ = (
+        "_announced",
         "_broken",
         "_document",
         "_expected",
@@ -42,16 +43,20 @@ class AnswerReading:
         "is_text",
         "reader",
         "received",
+        "refused",
     )
 
     def __init__(self, record: Record, reader: BodyReader, content_type: str, expected: int) -> None:
         self._record = record
         self._expected = expected
+        self._announced = expected
         self._frames: UsageFrameFilter | None = None
         self._stream: GuardedStream | None = None
         self._document: HeldAnswer | None = None
         self._undigested = b""
         self._broken = False
+        self.refused = False
+        """Whether its headers were enough to keep it from the client."""
         self.reader = reader
         self.received = 0
         self.first_byte = 0.0
@@ -67,6 +72,7 @@ class AnswerReading:
         reading = cls(record, reader, content_type, length_of(headers.get("content-length", b"")))
         is_sse = "text/event-stream" in content_type.lower()
         if record.guards_answers and (refusal := reading._guard(content_type, content_encoding)) is not None:
+            reading.refused = True
             return reading, refusal
         if reading._stream is not None and reading._stream.decodes:
             content_encoding = ""
@@ -112,7 +118,7 @@ class AnswerReading:
         self.received += len(body)
         last = ends(chunk)
         if self._document is not None:
-            over = last or self.received == self._expected
+            over = last or self.received == self._announced
             return begin(self._document.take(message, reply, last=over)), over
         shown = body if self._stream is None else self._stream.feed(body, last=last)
         if self._frames is not None:
@@ -122,6 +128,13 @@ class AnswerReading:
             reply = replies.streamed_body("response_body", message, shown) if duplex else replies.response_body(shown)
         # A client that was told the length is done with the last byte, and Envoy may tell us of the end later.
         return reply, last or self.received == self._expected
+
+    def cut_short(self) -> None:
+        """Trailers ended it, and no more can be sent: what guards still hold is lost, but not what they make of it."""
+        if self._stream is not None and self._record.withholds_answers and self._stream.feed(b"", last=True):
+            self._record.log(logging.WARNING, "the end of an answer was lost: trailers came before guards let it pass")
+        if self._document is not None and self._document.holds:
+            self._record.log(logging.WARNING, "an answer was lost: trailers came before guards knew that it was all")
 
     def digest(self) -> None:
         """Read what was replied to before it was read."""

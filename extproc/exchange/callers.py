@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from extproc import replies
 from extproc.exchange import denials
 from extproc.exchange.denials import Reply
 from extproc.exchange.record import Record
@@ -41,8 +40,7 @@ class Caller:
             return denials.rejected(record, kind, outcome.status, outcome.reason, outcome.headers, outcome.body)
         facts.auth = outcome.auth
         facts.change_headers(outcome.set_headers, outcome.remove_headers)
-        if outcome.set_headers or outcome.remove_headers:
-            record.changes += replies.request_changes(outcome.set_headers, outcome.remove_headers)
+        record.change_headers(outcome.set_headers, outcome.remove_headers)
         if outcome.models is not None:
             self.models = outcome.models if self.models is None else self.models & outcome.models
         return None

@@ -84,7 +84,8 @@ def withheld(record: Record, planned: PlannedGuard) -> Reply:
     denial = planned.denial
     told = replacement(planned.profile(record.action_set.refusals))
     body = told.body if denial.body is None else denial.body.encode()
-    headers = {"content-type": told.content_type, **{name.lower(): value for name, value in denial.headers.items()}}
+    own = {} if denial.body is not None else {"content-type": told.content_type}
+    headers = own | {name.lower(): value for name, value in denial.headers.items()}
     return replies.immediate(denial.status, body, (*headers.items(), *record.shown), details="guard_answer")
 
 
@@ -107,7 +108,7 @@ def over_limit(record: Record, decision: Decision, body: bytes | None = None) ->
 
 def too_large(record: Record) -> Reply:
     """Nothing is decided on a part of a body: 413 (G14)."""
-    return rejected(record, "too_large", 413, "the request body does not fit into Envoy's buffer")
+    return rejected(record, "too_large", 413, "the request body does not fit into Envoy's buffer, or has too many values")
 
 
 def unreadable(record: Record, why: str) -> Reply:

@@ -16,7 +16,7 @@ from extproc.providers.provider import Provider
 class Directions:
     """Found by the head of a request, or when its body names the model. What has to change is put into the replies."""
 
-    __slots__ = ("_record", "_routing", "changes", "edits", "waits")
+    __slots__ = ("_record", "_routing", "changes", "edits", "facts", "waits")
 
     def __init__(self, record: Record, routing: Routing) -> None:
         self._record = record
@@ -27,6 +27,8 @@ class Directions:
         """Whether the body is one of those that are edited, and whose prompts are counted."""
         self.changes = b""
         """More of the reply to the body."""
+        self.facts: RequestFacts | None = None
+        """Of the head, where the body decides: expressions then see the request as the gateway routes it."""
 
     def by_head(self, facts: RequestFacts, *, has_body: bool) -> Reply | None:
         """None to go on, or the reply that ends the exchange."""
@@ -40,6 +42,7 @@ class Directions:
         facts.change_headers((), (*stripped, self._routing.header))
         if found is None and self.edits:
             self.waits = True
+            self.facts = facts
             self._change_head((), (*stripped, self._routing.header))
             return None
         if found is None:
@@ -47,8 +50,7 @@ class Directions:
         refusal = self._take(found)
         if refusal is None and isinstance(found, Provider):
             self._change_head(found.set_headers, (*stripped, *found.remove_headers))
-            # A credential is for the provider alone: no expression gets to see it.
-            facts.change_headers(((self._routing.header, found.destination),), ())
+            self._show(found, facts)
         return refusal
 
     def by_model(self, model: str) -> Reply | None:
@@ -56,16 +58,20 @@ class Directions:
         self.waits = False
         found = self._routing.choice.by_model(model)
         refusal = self._take(found)
-        if isinstance(found, Provider):
+        if isinstance(found, Provider) and self.facts is not None:
             self.changes = replies.body_changes(found.set_headers, found.remove_headers)
+            self._show(found, self.facts)
         return refusal
+
+    def _show(self, found: Provider, facts: RequestFacts) -> None:
+        """A credential is for the provider alone: no expression gets to see it."""
+        facts.change_headers(((self._routing.header, found.destination),), ())
 
     def _take(self, found: Provider | Refused) -> Reply | None:
         record = self._record
-        if isinstance(found, Refused):
-            return denials.rejected(record, "no_provider", found.status, found.message, message=found.message)
-        if found.refusal is not None:
-            return denials.rejected(record, "no_provider", 400, found.refusal, message=found.refusal)
+        if isinstance(found, Refused) or found.refusal is not None:
+            message = found.message if isinstance(found, Refused) else found.refusal or ""
+            return denials.rejected(record, "no_provider", 400, message, message=message)
         record.provider = found
         record.shared.metrics.guarding.routed(found.name)
         record.trace(f"selected llm: {found.name}")
@@ -73,12 +79,13 @@ class Directions:
 
     def _change_head(self, change: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> None:
         # Where the body decides, too: a route that Envoy has found meanwhile would stay, whatever the body reply says.
-        self._record.changes += replies.request_changes(change, remove, reroute=True)
+        self._record.change_headers(change, remove)
+        self._record.reroutes = True
 
 
-def not_routed(routing: Routing, facts: RequestFacts) -> bytes:
-    """More of the reply to a request whose provider is not ours to choose, nor its client's."""
+def not_routed(routing: Routing, facts: RequestFacts) -> tuple[str, ...]:
+    """What is taken off a request whose provider is not ours to choose, nor its client's."""
     header = (routing.header,) if routing.header in facts.headers else ()
     removed = (*routing.choice.stripped(facts), *header)
     facts.change_headers((), removed)
-    return replies.request_changes((), removed, reroute=True) if removed else b""
+    return removed

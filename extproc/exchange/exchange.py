@@ -207,7 +207,8 @@ class Exchange:
         if record.plan.no_match is None:
             record.shared.metrics.allowed += 1
             routing = record.plan.routing
-            return _NOT_OURS if routing is None else _NOT_OURS + not_routed(routing, facts)
+            stray = () if routing is None else not_routed(routing, facts)
+            return _NOT_OURS + replies.request_changes((), stray, reroute=True) if stray else _NOT_OURS
         self._note_ids(facts)
         return denials.unmatched(record)
 
@@ -263,7 +264,18 @@ class Exchange:
             record.request_size = size if isinstance(size, int) else 0
         record.state = State.READING
         self._answer, reply = AnswerReading.begin(record, headers)
+        if self._answer.refused:
+            self._withheld(self._answer)
         return reply
+
+    def _withheld(self, answer: AnswerReading) -> None:
+        """Of an answer that was refused by its headers no more is known than what was asked."""
+        self._answer = None
+        answer.close()
+        self._record.end("denied")
+        if self._counts:
+            self._settlement = Settlement(self._record, answer.first_byte)
+            self._settlement.settle(answer.reader, 0, "complete", is_text=False)
 
     def _unguarded(self) -> Reply:
         """A gateway that takes no orders has passed on what was to be looked at: its answer does not get out."""
@@ -298,6 +310,8 @@ class Exchange:
         return self._hold(reply, pending) if pending else reply + self._metadata()
 
     def _response_trailers(self, message: ProcessingRequest) -> Replies:
+        if self._answer is not None:
+            self._answer.cut_short()
         return self._response_complete(replies.CONTINUE["response_trailers"])
 
     async def _hold(self, reply: Reply, pending: Sequence[asyncio.Task[None]]) -> Reply:

@@ -128,6 +128,11 @@ class HeldAnswer:
         self._decided = False
         self._swallows = False
 
+    @property
+    def holds(self) -> bool:
+        """Whether something was kept from the client that nobody has decided about."""
+        return not self._decided and self._size > 0 and self._record.withholds_answers
+
     def refusal_of_head(self) -> Reply | None:
         """The reply in place of an answer in which nobody can look for texts."""
         return self._judged([_UNPARSABLE] * len(self._guards), streamed=None)
@@ -143,14 +148,15 @@ class HeldAnswer:
         if not last and self._size <= self._most and (holds or not record.withholds_answers):
             return _in_place(record, message, b"") if holds else reply
         self._decided = True
+        self._swallows = record.withholds_answers  # until it is known that it may pass
         body, self._held = b"".join(self._held), []
         # Behind a whole JSON document trailers may follow, and no other text.
         whole = last or (self._kind == "json" and bool(body.strip()))
         verdicts = [await self._judge(body, rules, whole=whole) for _, rules in self._guards]
         refusal = self._judged(verdicts, streamed=message if record.streamed_response else None)
         if refusal is not None:
-            self._swallows = True
             return refusal
+        self._swallows = False
         return _in_place(record, message, body) if holds else reply
 
     async def _judge(self, body: bytes, rules: AnswerRules, *, whole: bool) -> Judged:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from time import monotonic
 from typing import Any
 
+from extproc import replies
 from extproc.limiter.reports import ReportQueue
 from extproc.limiter.seam import Descriptor, Metadata, Query, Quota
 from extproc.plan.action import Refund
@@ -73,13 +75,15 @@ class Record:
     """Filled in by those who find out; read by whoever comes after."""
 
     __slots__ = (
+        "_removed",
+        "_set",
         "action_set",
         "called",
-        "changes",
         "duplex_request",
         "duplex_response",
         "evaluation",
         "guards",
+        "guards_answers",
         "metadata",
         "metered",
         "model",
@@ -92,6 +96,7 @@ class Record:
         "quotas",
         "request_id",
         "request_size",
+        "reroutes",
         "shared",
         "shown",
         "started",
@@ -101,6 +106,7 @@ class Record:
         "streamed_response",
         "strips_usage",
         "who",
+        "withholds_answers",
     )
 
     def __init__(self, plan: Plan, shared: Surroundings) -> None:
@@ -110,14 +116,16 @@ class Record:
         self.started = monotonic()
         self.state = State.NEW
         self.request_id = ""
+        self._set: dict[str, str] = {}
+        self._removed: dict[str, None] = {}
         self.metadata: Metadata = ()
         self.action_set: ActionSet | None = None
         self.evaluation: Evaluation | None = None
         self.who: Who = ()
         self.namespace = ""
         """Domain of the first limiter that was asked."""
-        self.changes = b""
-        """More of the reply to the request's head: what of it is to change."""
+        self.reroutes = False
+        """Whether the gateway has to choose its route anew."""
         self.shown: tuple[tuple[str, str], ...] = ()
         """Headers that the client is to see."""
         self.quotas: tuple[Quota, ...] = ()
@@ -128,6 +136,10 @@ class Record:
         self.prompt: HeldPrompt | None = None
         self.guards: tuple[PlannedGuard, ...] = ()
         """Who looks at what is asked and answered."""
+        self.guards_answers = False
+        """Whether somebody looks at what is answered."""
+        self.withholds_answers = False
+        """Whether what is answered may be kept from the client."""
         self.called = False
         """Whether the model was asked."""
         self.provider: Provider | None = None
@@ -152,6 +164,30 @@ class Record:
             self.streamed_request = modes.request_body_mode in _STREAMED
             self.duplex_request = modes.request_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
             self.duplex_response = modes.response_body_mode == ProcessingMode.FULL_DUPLEX_STREAMED
+
+    def change_headers(self, change: Iterable[tuple[str, str]], remove: Iterable[str]) -> None:
+        """Let the model see the request without the headers `remove`, then with those of `change`.
+
+        What was to be set before and is removed now is not set: Envoy removes first, whatever the order.
+        """
+        for name in remove:
+            self._set.pop(name, None)
+            self._removed[name] = None
+        self._set.update((name.lower(), value) for name, value in change)
+
+    @property
+    def changes(self) -> bytes:
+        """More of the reply to the request's head: what of it is to change."""
+        if not (self._set or self._removed or self.reroutes):
+            return b""
+        return replies.request_changes(tuple(self._set.items()), tuple(self._removed), reroute=self.reroutes)
+
+    def guard_with(self, guards: tuple[PlannedGuard, ...]) -> None:
+        """These look at the exchange."""
+        self.guards = guards
+        answers = [planned.guard for planned in guards if planned.guard.answers is not None]
+        self.guards_answers = bool(answers)
+        self.withholds_answers = any(guard.enforces for guard in answers)
 
     def end(self, ending: Ending) -> None:
         """Nothing more will happen."""
@@ -179,19 +215,7 @@ class Record:
         if action_set is None:  # a defect before it is found must not open a way around all of them
             return plan.denies_on_failure
         guarded = any(planned.guard.enforces for planned in self.guards or plan.guards.by_name.values())
-        return action_set.denies_on_failure or guarded or (plan.routing is not None and action_set.routed)
-
-    @property
-    def guards_answers(self) -> bool:
-        """Whether somebody looks at what is answered."""
-        return bool(self.guards) and any(planned.guard.answers is not None for planned in self.guards)
-
-    @property
-    def withholds_answers(self) -> bool:
-        """Whether what is answered may be kept from the client."""
-        return self.guards_answers and any(
-            planned.guard.enforces and planned.guard.answers is not None for planned in self.guards
-        )
+        return action_set.denies_on_failure or guarded or plan.routing is not None
 
     @property
     def about(self) -> dict[str, Any]:

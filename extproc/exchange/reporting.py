@@ -11,15 +11,25 @@ from extproc.usage.usage import Source, Usage
 
 
 def report(
-    record: Record, action: Action, query: Query, usage: Usage | None = None, source: Source = "fixed"
+    record: Record,
+    action: Action,
+    query: Query,
+    usage: Usage | None = None,
+    source: Source = "fixed",
+    precharged: int = 0,
 ) -> asyncio.Task[None] | None:
-    """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8)."""
+    """Hand a report over; none for 0 hits, which Limitador would count as 1 (S0.D8).
+
+    The log tells of all hits, of which so many may have been charged before the call.
+    """
     decisions = record.shared.decisions
     if decisions.enabled:
         fields = record.about
         fields["decision"] = "allowed"
         fields["domain"] = query.domain
-        fields["hits_addend"] = query.hits_addend
+        fields["hits_addend"] = query.hits_addend + precharged
+        if precharged:
+            fields["precharged"] = precharged
         if usage is not None:
             fields["usage"] = source
             fields["ending"] = usage.ending

@@ -75,8 +75,11 @@ class RequestBody:
         self._prompt.add(piece)
         if self._reader is not None:
             self._reader.feed(piece)
-            self._pieces.append(piece)
             self._messages += 1
+            if self._reader.unread == "too_large":
+                self._pieces = []  # nobody looks at a part
+            else:
+                self._pieces.append(piece)
 
     def read(self) -> None:
         """No more will come."""

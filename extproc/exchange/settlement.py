@@ -144,4 +144,4 @@ class Settlement:
             self._charged = hits
             record.namespace = query.domain
         rest = settle_rest(record, action.service.endpoint, query, hits)
-        return report(record, action, charging(query, rest), usage, source)
+        return report(record, action, charging(query, rest), usage, source, hits - rest)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from extproc.config.model import Config
 from extproc.config.prompts import PromptLimit, PromptLimits
 from extproc.config.providers import Provider, Routing
+from extproc.config.secret_headers import secret_headers
 from extproc.explain.words import counted, credential_of, listed
+from extproc.providers.prompt_limits import counted_value
 
 _MISSING = {
     "shared": "shares one count with all others that lack it",
@@ -31,6 +33,8 @@ def directions(config: Config) -> Iterator[str]:
     if owned:
         models = "; ".join(f"{', '.join(each.models)} to {each.name}" for each in owned)
         yield f"  model in the body, of requests to {', '.join(routing.paths)}: {models}"
+        if not any("*" in each.models for each in owned):
+            yield "  Bodies that name no model get what is next."
     yield f"  otherwise: {_otherwise(providers)}"
     for provider in providers:
         yield f"  {provider.name}: {_provider(provider)}"
@@ -50,7 +54,8 @@ def prompt_limits(config: Config) -> Iterator[str]:
     yield ""
     yield f"Prompt limits, of requests to {', '.join(config.routing.paths)}: estimated tokens, asked of {where}"
     for limit in limits.limits:
-        yield f"  {_prompt_limit(limit)}"
+        yield f"  {_prompt_limit(limit, limits, secret_headers(config))}"
+    yield "  Other models are not limited."
     yield f"  {_algorithm(limits, theirs=service is not None and not config.endpoints[service.endpoint].embedded)}"
     if any(limit.selector is not None for limit in limits.limits):
         yield f"  A request without the header {_MISSING[limits.on_missing_selector]}."
@@ -93,12 +98,28 @@ def _changes(routing: Routing) -> Iterator[str]:
     yield "  One that cannot be edited is refused: 400, compressed 415, larger than Envoy's buffer 413."
 
 
-def _prompt_limit(limit: PromptLimit) -> str:
+def _prompt_limit(limit: PromptLimit, limits: PromptLimits, secret: Collection[str]) -> str:
     selector = limit.selector
     whose = "all requests together"
-    if selector is not None:
-        whose = f"{selector.header}: {selector.value}" if selector.value else f"each value of {selector.header}"
-    return f"{limit.model}, {whose}: {counted(limit.tokens, 'token')} {'an' if limit.per == 'hour' else 'a'} {limit.per}"
+    if selector is not None and selector.value:
+        whose = f"{selector.header}: {counted_value(selector.header, selector.value, secret)}"
+    elif selector is not None:
+        own = list(_own_values(limit.model, selector.header, limits, secret))
+        whose = f"each {'other ' if own else ''}value of {selector.header}"
+        whose += f" than {', '.join(own)}" if own else ""
+    return (
+        f"{limit.model}, {whose}: {counted(limit.tokens, 'token')} {'an' if limit.per == 'hour' else 'a'} {limit.per}"
+    )
+
+
+def _own_values(model: str, header: str, limits: PromptLimits, secret: Collection[str]) -> Iterator[str]:
+    """Of a header, those that have limits of their own for a model."""
+    values = [
+        each.selector.value
+        for each in limits.limits
+        if each.selector is not None and (each.model.lower(), each.selector.header) == (model.lower(), header)
+    ]
+    return (counted_value(header, value, secret) for value in dict.fromkeys(values) if value)
 
 
 def _algorithm(limits: PromptLimits, *, theirs: bool) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
+import socket
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +15,10 @@ from weakref import WeakValueDictionary
 
 import aiohttp
 
-MAX_ANSWER = 256 * 1024
+MAX_ANSWER = 64 * 1024
 """Bytes of an answer that are read, unless a caller says otherwise."""
+_RECEIVED = 32 * 1024
+"""Bytes that the kernel takes for us beyond what was read: what one turn of the event loop can have to parse."""
 _ATTEMPTS = 2
 _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "extproc"}
 
@@ -28,6 +32,10 @@ class Response(NamedTuple):
 
 class HttpError(Exception):
     """No answer. The text says why, and holds neither an address nor anything that was sent or received."""
+
+
+class TooLongError(HttpError):
+    """An answer of more bytes than are read."""
 
 
 class HttpClient:
@@ -66,7 +74,7 @@ class HttpClient:
         trust: ssl.SSLContext | None = None,
         longest: int = MAX_ANSWER,
     ) -> Response:
-        """The answer. Raises HttpError; also for an answer of more than `longest` bytes.
+        """The answer. Raises HttpError, and TooLongError for an answer of more than `longest` bytes.
 
         It has no deadline of its own: `asyncio.timeout` around it counts waiting for a turn as well, and whoever
         cancels it closes the connection. What a server closes while it is being asked is asked once more: most
@@ -99,7 +107,7 @@ class HttpClient:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=_socket),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=_HEADERS,
                 timeout=aiohttp.ClientTimeout(),
@@ -114,8 +122,18 @@ async def _read(response: aiohttp.ClientResponse, longest: int) -> bytes:
     async for piece in response.content.iter_any():
         body += piece
         if len(body) > longest:
-            raise HttpError(f"answer is longer than {longest} bytes")
+            response.close()
+            raise TooLongError(f"answer is longer than {longest} bytes")
+        # What has come already is there without waiting: others get their turn all the same.
+        await asyncio.sleep(0)
     return bytes(body)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVED)
+    return made
 
 
 def _may_have_been_idle(error: Exception) -> bool:

@@ -2,18 +2,21 @@
 
 A count of tokens may be wrong about a field; a guard may not. So whatever some server would show to a model is a text,
 in whichever case its name is spelled, and what cannot be read for certain is not skipped: there are no texts then.
-Attachments, such as images, and what servers store themselves are not looked into.
+Attachments, such as images, and what servers store themselves are not looked into. What a text looks like to somebody
+who reads the JSON in it is a text as well.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import orjson
 
+from extproc.guards.growing_texts import Escapes, is_json
 from extproc.guards.seam import Path, Text
 
 USER: Final = "user"
@@ -21,7 +24,7 @@ SYSTEM: Final = "system"
 ASSISTANT: Final = "assistant"
 TOOL: Final = "tool"
 TOOLS: Final = "tools"
-"""Who says the definitions of tools. No message can be said by it."""
+"""Who says the definitions of tools, and which form an answer is to have. No message can be said by it."""
 EVERYBODY: Final = "*"
 
 _ROLES: Final = {
@@ -31,8 +34,10 @@ _ROLES: Final = {
     "chatbot": ASSISTANT,
 }
 
-_MAX_VALUES: Final = 20_000
+_MAX_VALUES: Final = 10_000
 """Members of lists and objects that are looked at."""
+_FEW_NAMES: Final = 16
+"""Names of one object that cost nothing to look at."""
 _MAX_DEPTH: Final = 64
 """Keys and indices of a path."""
 _MAX_MARKS: Final = 300_000
@@ -77,25 +82,35 @@ def select(texts: Sequence[Text], roles: frozenset[str], last_user_message_only:
     chosen = tuple(texts) if EVERYBODY in wanted else tuple(text for text in texts if text.role in wanted)
     if not last_user_message_only:
         return chosen
-    last = {_list_of(text.path): text.message for text in texts if text.role == USER}
-    return tuple(
-        text for text in chosen if text.role != USER or text.message < 0 or text.message == last[_list_of(text.path)]
-    )
+    users = {text.message: text.path for text in texts if text.role == USER and text.message >= 0}
+    last = {_list_of(path): message for message, path in users.items()}
+    kept = {-1, *last.values()}
+    return tuple(text for text in chosen if text.role != USER or text.message in kept)
 
 
 def statements(texts: Sequence[Text]) -> Iterator[str]:
-    """All texts, and the parts of one message as one: servers put nothing between them, or a line's end."""
-    yield from (text.text for text in texts)
-    parts: dict[object, list[str]] = {}
-    siblings = Counter(text.message for text in texts)
-    for text in texts:
-        whole = _whole(text) if siblings[text.message] > 1 else None
-        if whole is not None:
-            parts.setdefault(whole, []).append(text.text)
-    for pieces in parts.values():
-        if len(pieces) > 1:
-            yield "".join(pieces)
-            yield "\n".join(pieces)
+    """All texts, and the parts of one message as one: servers put nothing between them, or a line's end.
+
+    Each as it is, and, if it is JSON such as the arguments of a call, with its escapes resolved as well.
+    """
+    said = [text.text for text in texts]
+    for pieces in _messages_in_parts(texts).values():
+        said += ("".join(pieces), "\n".join(pieces))
+    for text in said:
+        yield text
+        yield from _resolved(text)
+
+
+def all_lines(texts: Sequence[Text]) -> str:
+    """One text that has all statements in it, each between the ends of lines."""
+    said = [text.text for text in texts]
+    for pieces in _messages_in_parts(texts).values():
+        said += ("".join(pieces), "\n".join(pieces))
+    return "\n".join(chain(said, *map(_resolved, said)))
+
+
+def _resolved(text: str) -> Iterable[str]:
+    return (Escapes().resolve(text),) if "\\" in text and is_json(text) else ()
 
 
 def has_repeated_names(body: bytes) -> bool:
@@ -130,14 +145,40 @@ def _list_of(path: Path) -> Path:
     return path
 
 
+def _messages_in_parts(texts: Sequence[Text]) -> dict[object, list[str]]:
+    """The parts of each message that has several. Inputs and documents side by side are no parts of anything."""
+    siblings = Counter([text.message for text in texts])
+    if len(siblings) == len(texts):
+        return {}
+    parts: dict[object, list[str]] = {}
+    wholes: dict[Path, object] = {}
+    for text in texts:
+        if siblings[text.message] == 1:
+            continue
+        place = _beside(text.path) if text.message >= 0 else text.path
+        if place not in wholes:
+            wholes[place] = _whole(text)
+        whole = wholes[place]
+        if whole is not None:
+            parts.setdefault(whole, []).append(text.text)
+    return {whole: pieces for whole, pieces in parts.items() if len(pieces) > 1}
+
+
+def _beside(path: Path) -> Path:
+    """What texts of a message that stand side by side in a list have in common, and no others of one document."""
+    if isinstance(path[-1], int):
+        return path[:-1]
+    return path[:-2] + path[-1:] if len(path) > 3 and isinstance(path[-2], int) else path
+
+
 def _whole(text: Text) -> object:
-    """What a text is a part of, None for nothing. Inputs and documents side by side are no parts of anything."""
+    """What a text is a part of, None for nothing."""
     place = _list_of(text.path)
-    if any(isinstance(step, str) and _fold(step) in _STRUCTURED for step in text.path[len(place) :]):
+    if any(isinstance(step, str) and _fold(step) in _NO_PROSE for step in text.path[len(place) :]):
         return None
     if text.message >= 0:
         return text.message
-    return place if text.role == SYSTEM else None
+    return place if text.role == SYSTEM and len(place) < len(text.path) else None
 
 
 def _fold(step: str) -> str:
@@ -176,9 +217,10 @@ class _Reader:
         """A body, or what has the fields of one."""
         if not isinstance(value, dict):
             raise _UnreadableError
+        self._look_at_names(value)
         fields = [(name, _FIELDS.get(_fold(name))) for name in value]
         known = [(name, field) for name, field in fields if field is not None]
-        if not known:
+        if all(field.is_beside for _, field in known):
             raise _UnreadableError
         self._push(
             [
@@ -198,16 +240,38 @@ class _Reader:
             self.request(value, role, path)
 
     def messages(self, value: Any, role: str, path: Path) -> None:
-        """A list of messages."""
-        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        """A list of messages. The most usual ones are read without a detour."""
+        if not isinstance(value, list):
             raise _UnreadableError
+        self._afford(value)
+        if not all(isinstance(message, dict) for message in value):
+            raise _UnreadableError
+        plain = 0
+        if len(path) + len(("index", "content")) <= _MAX_DEPTH:
+            for index, message in enumerate(value):
+                if not _is_plain(message, "role", "content"):
+                    break
+                place = (*path, index, "content")
+                self._texts.append(Text(role_of(message["role"]), message["content"], place, self._messages + index))
+                plain += 1
+        self._left -= plain
         self._push(
             [
-                (_Reader.part, message, _role(message), (*path, index), self._messages + index)
-                for index, message in enumerate(value)
+                (_Reader.turn, value[index], role, (*path, index), self._messages + index)
+                for index in range(plain, len(value))
             ]
         )
         self._messages += len(value)
+
+    def turn(self, value: dict[str, Any], role: str, path: Path) -> None:
+        """One message of a list."""
+        self._afford(value)
+        self.part(value, _role(value), path)
+
+    def item(self, value: dict[str, Any], role: str, path: Path) -> None:
+        """One item of the input of Responses."""
+        self._afford(value)
+        self.part(value, _role(value, typed=True), path)
 
     def message(self, value: Any, role: str, path: Path) -> None:
         """The one message that a whole field is."""
@@ -226,10 +290,11 @@ class _Reader:
         if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
             self.strings(value, role, path)
             return
-        items = []
+        self._afford(value)
+        items: list[_Value] = []
         for index, item in enumerate(value):
             if isinstance(item, dict):
-                items.append((_Reader.part, item, _role(item, typed=True), (*path, index), self._messages))
+                items.append((_Reader.item, item, role, (*path, index), self._messages))
                 self._messages += 1
             else:
                 items.append((_Reader.strings, item, role, (*path, index), -1))
@@ -248,11 +313,36 @@ class _Reader:
         """A prompt, or of Responses how the answer is to be formatted."""
         if not isinstance(value, dict):
             self.strings(value, role, path)
+        elif self._definitions:
+            self.structured(value, TOOLS, path)
+
+    def settings(self, value: Any, role: str, path: Path) -> None:
+        """Of an answer; among them some that are told the model."""
+        if not isinstance(value, dict):
+            return
+        self._look_at_names(value)
+        known = [(name, _SETTINGS.get(_fold(name))) for name in value]
+        self._push(
+            [
+                (field.read, value[name], field.role, (*path, name), -1)
+                for name, field in known
+                if field is not None and (self._definitions or field.role != TOOLS)
+            ]
+        )
 
     def content(self, value: Any, role: str, path: Path) -> None:
-        """A string, a part, or a list of them."""
+        """A string, a part, or a list of them. The most usual parts are read without a detour."""
         if isinstance(value, list):
-            self._each(_Reader.content, value, role, path)
+            self._afford(value)
+            plain = 0
+            if len(path) + len(("index", "text")) <= _MAX_DEPTH:
+                for index, part in enumerate(value):
+                    if not _is_plain(part, "type", "text"):
+                        break
+                    self._texts.append(Text(role, part["text"], (*path, index, "text"), self._message))
+                    plain += 1
+            self._left -= plain
+            self._each(_Reader.content, value, role, path, plain)
         elif isinstance(value, dict):
             self.part(value, role, path)
         else:
@@ -260,15 +350,17 @@ class _Reader:
 
     def part(self, value: Any, role: str, path: Path) -> None:
         """A message or a part of one; unreadable where nothing in it is known but there is something."""
+        self._look_at_names(value)
         members: list[_Value] = []
-        unknown = False
+        unknown = said = False
         for name, member in value.items():
             read = _PARTS.get(_fold(name))
             if read is None:
                 unknown = True
             elif read is not _Reader.nothing:
                 members.append((read, member, role, (*path, name), self._message))
-        if unknown and not members:
+                said = said or read is not _Reader.name
+        if unknown and not said:
             raise _UnreadableError
         self._push(members)
 
@@ -279,6 +371,7 @@ class _Reader:
             return
         if not isinstance(value, dict):
             raise _UnreadableError
+        self._look_at_names(value)
         self._push(
             [
                 (_PARTS[_fold(name)], member, role, (*path, name), self._message)
@@ -287,9 +380,14 @@ class _Reader:
             ]
         )
 
+    def name(self, value: Any, role: str, path: Path) -> None:
+        """Of who speaks or of what is called. It makes nothing of a part that has nothing else that is known."""
+        self.structured(value, role, path)
+
     def structured(self, value: Any, role: str, path: Path) -> None:
         """JSON as a model is shown it."""
         if isinstance(value, dict):
+            self._afford(value)
             for name in value:
                 self._text(name, role, path)
             self._push([(_Reader.structured, value[name], role, (*path, name), self._message) for name in value])
@@ -305,6 +403,7 @@ class _Reader:
         if not isinstance(value, dict):
             self.content(value, role, path)
             return
+        self._look_at_names(value)
         encoded = value.get("type") == "base64"
         self._push(
             [
@@ -319,6 +418,7 @@ class _Reader:
         if not isinstance(value, dict):
             self.content(value, role, path)
             return
+        self._look_at_names(value)
         readers = {"source": _Reader.source, "data": _Reader.structured}
         self._push(
             [
@@ -348,14 +448,35 @@ class _Reader:
             raise _UnreadableError
         self._texts.append(Text(role, value, path, self._message))
 
-    def _each(self, read: _Read, values: list[Any], role: str, path: Path) -> None:
-        self._push([(read, value, role, (*path, index), self._message) for index, value in enumerate(values)])
+    def _each(self, read: _Read, values: list[Any], role: str, path: Path, start: int = 0) -> None:
+        self._afford(values[start:])
+        self._push([(read, values[index], role, (*path, index), self._message) for index in range(start, len(values))])
+
+    def _afford(self, values: Sized) -> None:
+        """Before anything is made of them."""
+        if len(values) > self._left:
+            raise _UnreadableError
+
+    def _look_at_names(self, value: Sized) -> None:
+        """Of an object whose members are not all read."""
+        self._afford(value)
+        self._left -= max(0, len(value) - _FEW_NAMES)
 
     def _push(self, values: Sequence[_Value]) -> None:
         self._left -= len(values)
         if self._left < 0 or (values and len(values[0][3]) > _MAX_DEPTH):
             raise _UnreadableError
         self._stack.extend(reversed(values))
+
+
+def _is_plain(value: Any, name: str, text: str) -> bool:
+    """Whether an object has two members of these names, both strings."""
+    return (
+        type(value) is dict
+        and len(value) == len((name, text))
+        and type(value.get(name)) is str
+        and type(value.get(text)) is str
+    )
 
 
 def _role(message: dict[str, Any], *, typed: bool = False) -> str:
@@ -384,10 +505,29 @@ class _Field(NamedTuple):
     read: _Read
     role: str = USER
     """Who says what does not say so itself."""
+    is_beside: bool = False
+    """Whether it is no prompt, and has to stand beside one."""
 
+
+_FORM: Final = _Field(_Reader.structured, TOOLS, is_beside=True)
+_SETTINGS: Final[dict[str, _Field]] = {
+    # schemas of OpenAI, Anthropic, Ollama, Gemini, llama.cpp
+    **dict.fromkeys(("responseformat", "outputformat", "outputconfig", "format", "jsonschema"), _FORM),
+    **dict.fromkeys(("responseschema", "responsejsonschema", "grammar"), _FORM),
+    # vLLM, SGLang, and what Bedrock hands on
+    **dict.fromkeys(("guidedjson", "guidedchoice", "guidedregex", "guidedgrammar", "structuredoutputs"), _FORM),
+    **dict.fromkeys(("regex", "ebnf", "additionalmodelrequestfields"), _FORM),
+    **dict.fromkeys(("stop", "stopsequences"), _Field(_Reader.structured, USER, is_beside=True)),
+    "chattemplatekwargs": _Field(_Reader.structured, SYSTEM, is_beside=True),
+}
+"""Fields beside a prompt that models are told, or that put words into their mouths."""
 
 _LISTS_OF_REQUESTS: Final = frozenset(("requests", "instances", "inputs"))
 _FIELDS: Final[dict[str, _Field]] = {
+    **_SETTINGS,
+    **dict.fromkeys(
+        ("generationconfig", "inferenceconfig", "options", "parameters"), _Field(_Reader.settings, is_beside=True)
+    ),
     # OpenAI, Anthropic, Bedrock Converse, Ollama, Cohere v2, Mistral; Gemini; Cohere v1; OpenAI's threads
     **dict.fromkeys(("messages", "contents", "chathistory", "additionalmessages"), _Field(_Reader.messages)),
     **dict.fromkeys(("content", "message"), _Field(_Reader.message)),
@@ -410,7 +550,7 @@ _FIELDS: Final[dict[str, _Field]] = {
 }
 """Fields of a request that are prompt, by their names as `_fold` spells them."""
 
-_CALLS: Final = frozenset(("function", "custom", "call", "arguments", "args", "input", "parameters"))
+_CALLS: Final = frozenset(("name", "function", "custom", "call", "arguments", "args", "input", "parameters"))
 """Members of a tool call that are read."""
 _STRUCTURED: Final = frozenset(
     (
@@ -418,6 +558,10 @@ _STRUCTURED: Final = frozenset(
         *("queries", "results", "outputs", "toolresults", "variables", "tools"),
     )
 )
+
+_NAMES_OF_PARTS: Final = frozenset(("name", "toolname"))
+_NO_PROSE: Final = _STRUCTURED | _NAMES_OF_PARTS
+"""Members whose strings are no parts of what is said."""
 
 _PARTS: Final[dict[str, _Read]] = {
     **dict.fromkeys(("content", "contents", "parts", "text", "message", "refusal", "title"), _Reader.content),
@@ -428,6 +572,7 @@ _PARTS: Final[dict[str, _Read]] = {
     **dict.fromkeys(("toolcalls", "function", "functioncall", "tooluse", "custom", "call"), _Reader.call),
     **dict.fromkeys(_STRUCTURED, _Reader.structured),
     "result": _Reader.structured,
+    **dict.fromkeys(_NAMES_OF_PARTS, _Reader.name),
     **dict.fromkeys(("image", "images", "imageurl", "inputimage", "video", "videourl"), _Reader.attachment),
     **dict.fromkeys(("audio", "inputaudio", "file", "filedata", "fileid", "fileurl"), _Reader.attachment),
     **dict.fromkeys(("inlinedata", "fileuri", "documenturl", "referenceids", "cachepoint"), _Reader.attachment),
@@ -436,7 +581,7 @@ _PARTS: Final[dict[str, _Read]] = {
     "document": _Reader.document,
     "data": _Reader.data,
     **dict.fromkeys(("role", "type", "id", "status", "index", "callid", "toolcallid"), _Reader.nothing),
-    **dict.fromkeys(("toolname", "approve", "approvalrequestid", "cachecontrol", "errorcode"), _Reader.nothing),
+    **dict.fromkeys(("approve", "approvalrequestid", "cachecontrol", "errorcode"), _Reader.nothing),
 }
 """Members of messages and their parts that are prompt, or known to be none that can be read."""
 

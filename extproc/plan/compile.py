@@ -169,7 +169,10 @@ class _Compiler:
         raw_body = any(names_body(expression) for expression in expressions)
         checks_model = any(action.checks_model for action in auth)
         scope = scope_of(expressions)
-        guards_answers = any(guard.answers is not None for guard in self._config.guards.values())
+        guards_answers = any(
+            guard.answers is not None and (guard.hosts or name in config.guards)
+            for name, guard in self._config.guards.items()
+        )
         meters = bool(response) or guards_answers or (config.routed and bool(self._config.providers))
         charges_prompt = any(action.precharge is not None for action in request)
         needs_body = charges_prompt or checks_model or raw_body

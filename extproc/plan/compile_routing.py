@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from extproc.config.model import Config
+from extproc.config.secret_headers import secret_headers
 from extproc.plan.action import Phase, Service
 from extproc.plan.hosts import HostTable
 from extproc.plan.needs import phase_of, scope_of
@@ -56,4 +57,4 @@ def _prompts(config: Config, service: Callable[[str | None], Service]) -> Prompt
     limits = config.prompt_limits
     if limits is None:
         return None
-    return PromptGate(service(limits.service), PromptQueries(limits), limits.legacy_error_body)
+    return PromptGate(service(limits.service), PromptQueries(limits, secret_headers(config)), limits.legacy_error_body)

@@ -51,9 +51,9 @@ class Evaluation:
         # What another action has found out meanwhile counts.
         return action.applies(Sight(self.action_set.scope, self._sight.facts, self._bodies))
 
-    def begin(self) -> None:
-        """All that is to be known of the request's head is known."""
-        facts, memo = self._sight.facts, self.action_set.memo
+    def begin(self, facts: RequestFacts | None = None) -> None:
+        """All that is to be known of the request's head is known; or, with `facts`, something else than before."""
+        facts, memo = facts or self._sight.facts, self.action_set.memo
         sight = Sight(self.action_set.scope, facts, self._bodies)
         if memo is None or facts is None:
             self._sight = sight

@@ -14,9 +14,8 @@ from extproc.plan.hosts import HostTable
 from extproc.plan.labels import Labels
 from extproc.refusals import Refusals
 
-
 _ODD = re.compile(r"[^A-Za-z0-9.:\[\]_-]")
-"""In an authority that is none of a host alone: several, with a user, or in escapes. All guards of hosts are its own."""
+"""In an authority that is not a host alone: several, with a user, or in escapes. All guards of hosts are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class Guards:
         self._by_host = tuple(planned for planned in guards if planned.hosts is not None)
 
     def of(self, authority: str, named: tuple[PlannedGuard, ...] = ()) -> tuple[PlannedGuard, ...]:
-        """Those of a host, and those that its action set has `named`; in the order of the configuration."""
+        """Those that its action set has `named`, in that order, then those of its host."""
         if not self._by_host:
             return named
         odd = _ODD.search(authority) is not None

@@ -32,10 +32,9 @@ _PARAMETERS = re.compile(r";[^/]*")
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """No provider gets the request. `message` is for the client, and shows nothing of what it sent."""
+    """No provider gets the request (400). `message` is for the client, and shows nothing of what it sent."""
 
     message: str
-    status: int = 400
 
 
 class Choice:

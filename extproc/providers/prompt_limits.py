@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from extproc.config.check_providers import MODEL_KEY
 from extproc.config.model import Limit
-from extproc.config.prompts import PromptLimit, PromptLimits, Unit
+from extproc.config.prompts import PromptLimit, PromptLimits, PromptSelector, Unit
+from extproc.config.secret_headers import CREDENTIAL_HEADERS
 from extproc.facts import RequestFacts
 from extproc.limiter.seam import MAX_HITS, Query
 
@@ -18,6 +20,7 @@ SECONDS: Final[Mapping[Unit, int]] = {"second": 1, "minute": 60, "hour": 3600, "
 
 _ESCAPES: Final = {"\0": r"\0", "\t": r"\t", "\n": r"\n", "\r": r"\r", '"': r"\"", "\\": r"\\"}
 _COMBINING: Final = ("Mn", "Me")
+_SHOWN_DIGITS: Final = 16
 
 Selection = Mapping[str, str]
 """Headers that may select a limit, as far as a request has them."""
@@ -30,14 +33,25 @@ class Missing:
     header: str
 
 
-def limits_of(config: PromptLimits) -> list[Limit]:
-    """What the embedded limiter counts by; `config` has been checked.
+def limits_of(config: PromptLimits, secret: Collection[str] = CREDENTIAL_HEADERS) -> list[Limit]:
+    """What the embedded limiter counts by; `config` has been checked, the values of headers in `secret` are hashed.
 
     A limit for a header alone has a bucket for each of its values, but for those that have limits of their own for
     that model (S2.15, S2.16). Names of limits are shown to clients, so they say nothing of values (S2.D24).
     """
-    models = _models(config)
-    return [_limit(config, limit, models[limit.model.lower()]) for limit in config.limits]
+    limits = _without_secrets(config.limits, secret)
+    models = _models(limits)
+    return [_limit(config, limit, models[limit.model.lower()]) for limit in limits]
+
+
+def counted_value(header: str, value: str, secret: Collection[str]) -> str:
+    """What the value of a selector's header is counted as: that of one in `secret` as a part of its SHA-256 (S2.D24).
+
+    Whoever reads counters, descriptors or refusals learns no key from them, and can still tell keys apart.
+    """
+    if not value or header not in secret:
+        return value
+    return f"sha256:{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:_SHOWN_DIGITS]}"
 
 
 class PromptQueries:
@@ -46,19 +60,21 @@ class PromptQueries:
     A model's limits are found by its name in any case, and asked for by the name in the first of them.
     """
 
-    def __init__(self, config: PromptLimits) -> None:
+    def __init__(self, config: PromptLimits, secret: Collection[str] = CREDENTIAL_HEADERS) -> None:
+        """`secret` are the headers whose values nobody is to see."""
         self._config = config
-        self._models = _models(config)
+        self._secret = secret
+        self._models = _models(config.limits)
         self._headers = tuple(dict.fromkeys(header for model in self._models.values() for header in model.headers))
 
     def select(self, facts: RequestFacts) -> Selection:
-        """What is to be known of the head of a request, before anything in it is changed."""
+        """What is to be known of the head of a request, before anything in it is changed; no secret is in it."""
         headers = self._headers
         if self._config.trust_selector_header:
             named = (facts.header(self._config.selector_header) or "").strip().lower()
             headers = (named,) if named in headers else ()
         found = {name: facts.header(name) for name in headers}
-        return {name: value for name, value in found.items() if value}
+        return {name: counted_value(name, value, self._secret) for name, value in found.items() if value}
 
     def query(self, selection: Selection, model: str, tokens: int) -> Query | Missing | None:
         """What is asked about `tokens` of a prompt for `model`, as its provider calls it.
@@ -83,7 +99,7 @@ class PromptQueries:
 
 
 def legacy_body(query: Query) -> bytes:
-    """What Plano tells a client who is over a limit (S2.13). It shows the value of the selector, the first of several.
+    """What Plano tells a client who is over a limit (S2.13). It shows what the first selector's value is counted as.
 
     What the value is made of is escaped as Rust does it.
     """
@@ -115,10 +131,21 @@ class _Model:
             values.append(limit.selector.value)
 
 
-def _models(config: PromptLimits) -> dict[str, _Model]:
+def _without_secrets(limits: Iterable[PromptLimit], secret: Collection[str]) -> list[PromptLimit]:
+    return [_without_secret(limit, limit.selector, secret) for limit in limits]
+
+
+def _without_secret(limit: PromptLimit, selector: PromptSelector | None, secret: Collection[str]) -> PromptLimit:
+    if selector is None or not selector.value:
+        return limit
+    value = counted_value(selector.header, selector.value, secret)
+    return limit.model_copy(update={"selector": selector.model_copy(update={"value": value})})
+
+
+def _models(limits: Iterable[PromptLimit]) -> dict[str, _Model]:
     """By the name in lower case."""
     models: dict[str, _Model] = {}
-    for limit in config.limits:
+    for limit in limits:
         models.setdefault(limit.model.lower(), _Model(limit.model)).add(limit)
     return models
 

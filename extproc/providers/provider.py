@@ -8,12 +8,11 @@ from typing import Final
 
 from extproc.config import providers as config
 from extproc.config.fields import DialectName
+from extproc.config.secret_headers import CREDENTIAL_HEADERS
 from extproc.providers.models import ModelTable
 
 Headers = tuple[tuple[str, str], ...]
 
-CREDENTIAL_HEADERS: Final = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
-"""In which clients send keys: those of OpenAI, Anthropic, Azure and Gemini."""
 _AS_ASKED: Final = ""
 
 

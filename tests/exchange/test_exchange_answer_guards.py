@@ -786,3 +786,54 @@ def test_every_message_gets_one_reply_of_its_kind(sequence: list[ProcessingReque
             assert kind == asked_kind
     if "immediate_response" not in kinds(replies):
         assert len(replies) == len(sequence)
+
+
+@pytest.mark.parametrize("mode", STREAMING)
+async def test_a_document_of_announced_length_is_not_lost_to_trailers(open_gateway: Open, mode: int) -> None:
+    """It is known to be all of it before the trailers come."""
+    body = answer(GOOD)
+    sent = [response_headers({"content-length": str(len(body))}), response_body(body, ends=False), response_trailers()]
+    assert shown(sent, await asked(open_gateway(config()), *sent, mode=mode)) == body
+
+
+@pytest.mark.parametrize("mode", STREAMING)
+async def test_a_document_that_is_lost_to_trailers_is_told(
+    open_gateway: Open, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody said how long it is, and the gateway streams; nothing of it was shown."""
+    sent = [response_headers(), response_body(answer(GOOD), ends=False), response_trailers()]
+    assert shown(sent, await asked(open_gateway(config()), *sent, mode=mode)) == b""
+    assert any("an answer was lost" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_doubtful_end_before_trailers_is_noted(open_gateway: Open) -> None:
+    settings_ = config(answers={"deny": [r"\bass\b"]})
+    gateway = open_gateway(settings_)
+    sent = [response_headers(SSE), response_body(event("an ass"), ends=False), response_trailers()]
+    assert b"ass" not in shown(sent, await asked(gateway, *sent))
+    assert verdicts(gateway) == {("deny", "enforce"): 1}
+
+
+async def test_what_is_refused_by_its_head_is_charged_and_no_false_alarm(
+    open_gateway: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A picture: nobody knows what it took, but what was asked is known; and the gateway did nothing wrong."""
+    gateway = open_gateway(config())
+    (head,) = await asked(gateway, response_headers({"content-type": "image/png"}))
+    assert refusal(head).status.code == 403
+    assert [hits > 0 for hits in reports(gateway)] == [True]
+    assert gateway.metrics.ended == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_defect_while_a_verdict_is_noted_lets_nothing_more_pass(
+    open_gateway: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("extproc.exchange.denials.note_answer", broken)
+    gateway = open_gateway(config(answers={"maxBody": 100}))
+    pieces = [response_body(b'{"a":"' + b"x" * 200, ends=False), response_body(b"more", ends=False), response_body(b"}")]
+    sent = [response_headers(), *pieces]
+    assert shown(sent, await asked(gateway, *sent, mode=STREAMED)) == b""

@@ -830,3 +830,51 @@ async def test_it_is_told_once_where_one_is(caplog: pytest.LogCaptureFixture) ->
     gateway = Gateway(configured(providers=ONE))
     await gateway.exchange(request_headers(), request_body(CHAT), response_headers(), response_body(json_answer()))
     assert [fields["hits_addend"] for fields in consumed(caplog)] == [24]
+
+
+# ── with others who change headers, and who look at them ──────────────────────────────────────────
+
+
+@pytest.mark.parametrize("headers", [{HINT: "anthropic"}, {}], ids=["by its head", "by its model"])
+async def test_what_an_authenticator_sets_for_the_model_is_not_for_a_provider(headers: dict[str, str]) -> None:
+    """Another credential does not get to a provider with one of its own, however it was chosen (S2.5)."""
+    internal = (("authorization", "Bearer INTERNAL"), ("x-tenant", "a"))
+    authenticator = RecordingAuthenticator(lambda: Verdict(set_headers=internal))
+    config = configured(providers=ALL, services={"who": {"type": "auth", "endpoint": "authorino"}})
+    config["endpoints"]["authorino"] = "127.0.0.1:1"
+    action_set = config["actionSets"][0]
+    config["actionSets"] = [action_set | {"actions": [{"service": "who", "scope": "any"}]}]
+    gateway = Gateway(config, authenticator=authenticator)
+    upstream = await ask(gateway, {**headers, "authorization": "Bearer client"}, of_model("sonnet"))
+    assert upstream.provider == "anthropic"
+    assert "authorization" not in upstream.headers
+    assert (upstream.headers["x-api-key"], upstream.headers["x-tenant"]) == (OTHER_SECRET, "a")
+
+
+@pytest.mark.parametrize("headers", [{HINT: "anthropic"}, {}], ids=["by its head", "by its model"])
+async def test_limits_see_where_a_request_goes(headers: dict[str, str]) -> None:
+    """And neither what a client wrote there, nor the credential."""
+    config = configured(providers=ALL)
+    data = [{"expression": {"key": "provider", "value": f"request.headers['{ROUTE}']"}}]
+    for action in config["actionSets"][0]["actions"]:
+        action["conditionalData"] = [{"data": data}]
+        action["service"] = next(name for name, each in config["services"].items() if each["type"] == "ratelimit-check")
+        action["predicates"] = ["requestBodyJSON('/model') != ''"]
+    gateway = Gateway(config)
+    await ask(gateway, {**headers, ROUTE: "evil"}, of_model("sonnet"))
+    assert [call.entries["provider"] for call in gateway.limiter.of("check")] == ["anthropic"] * 2
+
+
+async def test_a_body_that_is_sent_in_pieces_is_not_kept_beyond_what_is_read() -> None:
+    """A gateway that streams, and somebody who only watches: one upload must not fill the memory."""
+    config = {"guards": {"g": {"hosts": ["*"], "deny": ["x"], "mode": "shadow"}}, "bodies": {"message": 1000}}
+    gateway = Gateway(config)
+    exchange = gateway.open()
+    await gateway.send(exchange, request_headers(modes=(ProcessingMode.STREAMED, 0)))
+    body = exchange._admission._body
+    assert body is not None
+    for _ in range(50):
+        await gateway.send(exchange, request_body(b"y" * 100, ends=False))
+    assert len(body.data) <= 1000
+    await gateway.send(exchange, request_body(b"", ends=True))
+    exchange.close()

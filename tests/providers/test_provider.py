@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config import providers as config
+from extproc.config.secret_headers import CREDENTIAL_HEADERS
 from extproc.providers.models import LONGEST, ModelTable
-from extproc.providers.provider import CREDENTIAL_HEADERS, Provider, compile_provider
+from extproc.providers.provider import Provider, compile_provider
 
 ROUTING = "x-arch-llm-provider"
 SECRET = "sk-very-secret"
