@@ -25,6 +25,8 @@ from extproc.wire.external_processor_pb2 import (
 )
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
+Reply = bytes
+"""A serialised ProcessingResponse."""
 Headers = Iterable[tuple[str, str]]
 _DOUBLE = Struct("<d")
 _exchange = _DOUBLE.pack_into

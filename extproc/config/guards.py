@@ -61,9 +61,14 @@ class Outside(Model):
         default=256 * 1024, description="Bytes of text that are sent; requests with more are refused."
     )
     cache: VerdictCache = VerdictCache()
-    on_timeout: FailureMode = Field(default="deny", description="No verdict within `timeout`.")
+    on_timeout: FailureMode = Field(
+        default="deny",
+        description="No answer within `timeout`. Refused in any case: a question that had to wait for its turn.",
+    )
     on_failure: FailureMode = Field(
-        default="deny", description="It cannot be reached, answers with another status than 200, or not understandably."
+        default="deny",
+        description="It cannot be reached, or answers with another status than 200. "
+        "Refused in any case: questions beyond those that may wait, and answers that are no clear verdict.",
     )
 
 

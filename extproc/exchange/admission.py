@@ -26,12 +26,12 @@ from extproc.identity.model_guard import ModelGuard
 from extproc.limiter.seam import MAX_HITS
 from extproc.plan.plan import ActionSet
 from extproc.providers.prompt_limits import Selection
+from extproc.replies import Reply
 from extproc.usage.estimate import Estimate, Job, by_size
 from extproc.usage.held import HeldPrompt
 from extproc.usage.include_usage import with_include_usage
 from extproc.wire.external_processor_pb2 import ProcessingRequest
 
-Reply = bytes
 COUNTING = 0.25
 """Seconds that counting the tokens of a prompt may take before the call."""
 _PLAIN = ("", "identity")
@@ -91,7 +91,7 @@ class Admission:
         if self._allowed is not None:
             refusal = self._guard_models(self._allowed, facts, has_body=has_body)
         if record.streamed_request and refusal is None and self._is_strict:
-            refusal = denials.failed(record, "nothing can be decided on a request body that the gateway does not hold")
+            refusal = denials.not_held(record)
         if refusal is None:
             refusal = await self._limits.ask(self._actions_at_head(action_set), self._prompt_tokens)
         if refusal is None and not self._waits:
@@ -120,7 +120,7 @@ class Admission:
         if body is None or not body.waits or record.action_set is None or record.state is State.SETTLED:
             return reply
         if message is None and self._is_strict and not body.came:
-            return denials.failed(record, "the gateway did not send the request body: it has to allow mode overrides")
+            return denials.not_seen(record)
         body.read()
         record.model = body.model
         # Only trailers follow what is as long as was announced.
@@ -215,7 +215,7 @@ class Admission:
         if guard.refuses:
             return denials.rejected(record, "model", 403, "the model is not allowed")
         if guard.needs_body and not self._waits:
-            return denials.failed(record, "nothing can be decided on a request body that the gateway does not hold")
+            return denials.not_held(record)
         if guard.needs_body:
             self._model_guard = guard
         return None

@@ -13,6 +13,7 @@ from extproc.eager import begin
 from extproc.exchange.guarded_answer import GuardedStream, HeldAnswer
 from extproc.exchange.record import Record
 from extproc.guards.answers import answer_kind
+from extproc.replies import Reply
 from extproc.usage.include_usage import UsageFrameFilter
 from extproc.wire.external_processor_pb2 import HttpBody, ProcessingRequest
 from extproc.wire.processing_mode_pb2 import ProcessingMode
@@ -21,7 +22,6 @@ _LOG = logging.getLogger("extproc.exchange")
 _TEXT_TYPES = ("text/plain", "text/event-stream", "application/x-ndjson", "application/ndjson", "application/jsonl")
 """Of these, what no dialect is recognised in counts as generated text altogether."""
 
-Reply = bytes
 
 _READ: Final = replies.response_headers(replies.READ_RESPONSE)
 IGNORE: Final = replies.response_headers(replies.SKIP_BODIES)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from extproc.exchange import denials
-from extproc.exchange.denials import Reply
 from extproc.exchange.record import Record
 from extproc.facts import RequestFacts
 from extproc.identity.seam import AuthError, Verdict
 from extproc.plan.action import AuthAction
 from extproc.plan.sight import ActionFailure
+from extproc.replies import Reply
 from extproc.telemetry.spending import Rejection
 
 

@@ -11,9 +11,9 @@ from extproc.guards.seam import Verdict
 from extproc.limiter.seam import Decision
 from extproc.plan.guarding import PlannedGuard
 from extproc.refusals import Refusals
+from extproc.replies import Reply
 from extproc.telemetry.spending import Rejection
 
-Reply = bytes
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -108,7 +108,9 @@ def over_limit(record: Record, decision: Decision, body: bytes | None = None) ->
 
 def too_large(record: Record) -> Reply:
     """Nothing is decided on a part of a body: 413 (G14)."""
-    return rejected(record, "too_large", 413, "the request body does not fit into Envoy's buffer, or has too many values")
+    return rejected(
+        record, "too_large", 413, "the request body does not fit into Envoy's buffer, or has too many values"
+    )
 
 
 def unreadable(record: Record, why: str) -> Reply:
@@ -117,6 +119,16 @@ def unreadable(record: Record, why: str) -> Reply:
     record.shared.metrics.body_unread("encoding" if encoded else "corrupt")
     reason = f"the request body cannot be read: {why}"
     return rejected(record, "encoding" if encoded else "body", 415 if encoded else 400, reason)
+
+
+def not_seen(record: Record) -> Reply:
+    """A gateway that takes no orders did not send what was to be looked at."""
+    return failed(record, "the gateway did not send the request body: it has to allow mode overrides")
+
+
+def not_held(record: Record) -> Reply:
+    """A gateway that streams would have sent on what is not decided yet."""
+    return failed(record, "nothing can be decided on a request body that the gateway does not hold")
 
 
 def undecided(record: Record, reason: str, service: str, *, denies: bool) -> Reply | None:

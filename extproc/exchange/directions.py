@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from extproc import replies
 from extproc.exchange import denials
-from extproc.exchange.denials import Reply
 from extproc.exchange.record import Record
 from extproc.facts import RequestFacts
 from extproc.plan.routing import Routing
 from extproc.plan.sight import ActionFailure
 from extproc.providers.choice import Refused
 from extproc.providers.provider import Provider
+from extproc.replies import Reply
 
 
 class Directions:

@@ -34,12 +34,12 @@ from extproc.plan.bodies import BodyValues
 from extproc.plan.evaluation import Evaluation
 from extproc.plan.plan import ActionSet, Plan
 from extproc.plan.sight import ActionFailure
+from extproc.replies import Reply
 from extproc.telemetry.metrics import Ending
 from extproc.wire.external_processor_pb2 import ProcessingRequest
 
 _PROPAGATED = ("traceparent", "tracestate", "baggage")
 
-Reply = bytes
 Replies = Reply | Awaitable[Reply]
 
 _NOT_OURS: Final = replies.request_headers(replies.SKIP_RESPONSE)
@@ -279,7 +279,7 @@ class Exchange:
 
     def _unguarded(self) -> Reply:
         """A gateway that takes no orders has passed on what was to be looked at: its answer does not get out."""
-        return denials.failed(self._record, "the gateway did not send the request body: it has to allow mode overrides")
+        return denials.not_seen(self._record)
 
     def _reads(self, action_set: ActionSet, *, ended: bool) -> bool:
         """Whether the answer is worth reading: it has a body, it was generated now, and is no error (S0.D7, S0.23)."""

@@ -13,7 +13,6 @@ from typing import Final
 from extproc import replies
 from extproc.bodies.decoders import DecodingError, decoder_for
 from extproc.exchange import denials
-from extproc.exchange.denials import Reply
 from extproc.exchange.record import Record
 from extproc.guards.answers import Judged, Kind, judge_json, judge_text
 from extproc.guards.decoded_answers import CORRUPT, StreamDecoder, decoded_body
@@ -22,6 +21,7 @@ from extproc.guards.guard import AnswerRules
 from extproc.guards.patterns import Refusal
 from extproc.guards.stream_guard import StreamGuard
 from extproc.plan.guarding import PlannedGuard
+from extproc.replies import Reply
 from extproc.wire.external_processor_pb2 import ProcessingRequest
 
 _AT_ONCE: Final = 8 * 1024

@@ -8,7 +8,6 @@ from typing import Final
 from extproc.bodies.edits import replace_texts
 from extproc.bodies.json_edit import Uneditable
 from extproc.exchange import denials
-from extproc.exchange.denials import Reply
 from extproc.exchange.record import Record
 from extproc.exchange.request_body import RequestBody
 from extproc.facts import RequestFacts
@@ -16,6 +15,7 @@ from extproc.guards.seam import Asked, Path, Text, Verdict
 from extproc.guards.texts import has_repeated_names, read_texts
 from extproc.limiter.seam import MAX_HITS, Query
 from extproc.plan.guarding import GuardMeter, PlannedGuard
+from extproc.replies import Reply
 
 _CHARSET: Final = "charset"
 _UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii"})

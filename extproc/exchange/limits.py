@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 
 from extproc.exchange import denials
-from extproc.exchange.denials import Reply
 from extproc.exchange.record import Precharged, Record
 from extproc.exchange.reporting import charging, report
 from extproc.limiter.seam import Answer, Code, Decision, LimiterError, Query
@@ -14,6 +13,7 @@ from extproc.plan.action import Action, Precharge
 from extproc.plan.routing import PromptGate
 from extproc.plan.sight import ActionFailure
 from extproc.providers.prompt_limits import Missing, Selection, legacy_body
+from extproc.replies import Reply
 
 Outcome = Decision | LimiterError | ActionFailure
 Tokens = Callable[[], Awaitable[int]]
@@ -82,7 +82,7 @@ class Limits:
                 return await self._precharge(action, action.precharge, query, tokens)
             if action.service.call != "report":
                 answer = action.service.ask(query, record.metadata)
-                return answer if isinstance(answer, Decision) else await answer
+                return answer if isinstance(answer, Decision) else await answer  # most answer at once
         except (ActionFailure, LimiterError) as error:
             return error
         report(record, action, query)

@@ -8,10 +8,10 @@ from extproc import replies
 from extproc.bodies.findings import Values
 from extproc.bodies.reader import BodyReader, Unread
 from extproc.bodies.request_reader import RequestReader
+from extproc.replies import Reply
 from extproc.usage.held import HeldPrompt
 from extproc.wire.processing_mode_pb2 import ProcessingMode
 
-Reply = bytes
 Reading = Literal["nothing", "passing", "held", "editable"]
 """How it is asked for: not at all; while it goes on; before it goes on, as much as fits into Envoy's buffer; all of it,
 where it surely fits: then it may be edited and keep a content-length."""

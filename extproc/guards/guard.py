@@ -77,18 +77,18 @@ class Guard:
         if refusal is not None:
             return Verdict(False, refusal.outcome, refusal.rule, refusal.reason, DENIED)
         asked = replace(asked, texts=texts)
-        tokens, model = 0, ""
+        looked = ALLOWED
         if self._inspector is not None:
             answer = self._inspector.ask(asked)
-            verdict = answer if isinstance(answer, Verdict) else await answer
-            if not verdict.allowed or self._webhook is None:
-                return verdict
-            tokens, model = verdict.tokens, verdict.model
-        if self._webhook is None:
-            return ALLOWED
+            looked = answer if isinstance(answer, Verdict) else await answer
+        if self._webhook is None or not looked.allowed:
+            return looked
         answer = self._webhook.ask(asked)
         verdict = answer if isinstance(answer, Verdict) else await answer
-        return verdict._replace(tokens=tokens, model=model)
+        if verdict.outcome == "allow" and looked.outcome != "allow":
+            # Half of the guard is missing: who counts failures has to see it, whatever the other half says.
+            verdict = verdict._replace(outcome=looked.outcome, rule=looked.rule, reason=looked.reason)
+        return verdict._replace(tokens=looked.tokens)
 
     def unparsable(self, reason: str) -> Verdict:
         """The verdict on a request whose texts cannot be found."""

@@ -17,7 +17,7 @@ import aiohttp
 
 MAX_ANSWER = 64 * 1024
 """Bytes of an answer that are read, unless a caller says otherwise."""
-_RECEIVED = 32 * 1024
+_RECEIVED = 16 * 1024
 """Bytes that the kernel takes for us beyond what was read: what one turn of the event loop can have to parse."""
 _ATTEMPTS = 2
 _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "extproc"}

@@ -19,7 +19,7 @@ from extproc.guards.outside import (
     Peer,
     Questions,
     digest,
-    failed,
+    no_verdict,
     printable,
     to_json,
     too_much,
@@ -79,7 +79,7 @@ class Inspector:
         status, body = await self._peer.post(self._question(asked))
         if status != 200:
             return wrong_status(status)
-        return read_answer(body)._replace(model=self._config.model)
+        return read_answer(body)
 
     def _question(self, asked: Asked) -> bytes:
         marker = f"=== {self._nonce()} ==="
@@ -113,12 +113,12 @@ def read_answer(body: bytes) -> Verdict:
     """
     completion = _completion(body)
     if completion.problem:
-        return failed(f"{_UNREADABLE}: {completion.problem}", tokens=completion.tokens)
+        return no_verdict(f"{_UNREADABLE}: {completion.problem}", tokens=completion.tokens)
     content = completion.content
     result = _result(content) if completion.whole else None
     if result is None and not _SAYS_DENY.search(content):
         problem = "content is not one JSON object" if completion.whole else "content is cut off"
-        return failed(f"{_UNDECIDED}: {problem}", tokens=completion.tokens)
+        return no_verdict(f"{_UNDECIDED}: {problem}", tokens=completion.tokens)
     if result == "allow":
         return Verdict(allowed=True, tokens=completion.tokens)
     return Verdict(

@@ -15,7 +15,7 @@ from yarl import URL
 
 from extproc.config.guards import Outside, VerdictCache
 from extproc.config.providers import Credential
-from extproc.guards.http import MAX_ANSWER, HttpClient, HttpError, Response
+from extproc.guards.http import MAX_ANSWER, HttpClient, HttpError, Response, TooLongError
 from extproc.guards.seam import Answer, Asked, Outcome, Verdict
 
 Clock = Callable[[], float]
@@ -66,7 +66,7 @@ class Questions:
 
     At most `max_concurrent` are put at a time, ten times as many wait, all of them within their deadline. Those that
     are the same are put once, for all who wait for them, and until the last of these is gone. Verdicts are
-    remembered, failures are not. The tokens of a verdict are told to the first who gets it.
+    remembered, nothing else is. The tokens of a verdict are told to the first who gets it.
     """
 
     def __init__(self, rule: str, config: Outside, clock: Clock = time.monotonic) -> None:
@@ -87,20 +87,27 @@ class Questions:
         return Verdict(allowed=False, outcome="deny", rule=self._rule, reason=reason, message=reason)
 
     def settled(self, verdict: Verdict) -> Verdict:
-        """`verdict`, with what follows from it where it is none."""
+        """`verdict`, with what follows from it where it is none.
+
+        Only what a client has no part in can be let pass: it may ask so much that there is no turn for it, and write
+        what the answer to it is not a verdict for.
+        """
         match verdict.outcome:
-            case "allow" | "deny":
-                return verdict._replace(rule=self._rule)
+            case "allow":
+                allowed = verdict.allowed
             case "timeout":
-                return verdict._replace(rule=self._rule, allowed=self._config.on_timeout == "allow")
+                allowed = self._config.on_timeout == "allow"
+            case "failure":
+                allowed = self._config.on_failure == "allow"
             case _:
-                return verdict._replace(rule=self._rule, allowed=self._config.on_failure == "allow")
+                allowed = False
+        return verdict._replace(rule=self._rule, allowed=allowed)
 
     async def _join(self, key: bytes, put: Put) -> Verdict:
         question = self._under_way.get(key)
         if question is None:
             if len(self._under_way) >= self._most:
-                return self.settled(failed("too many questions wait for their turn"))
+                return self.settled(_OVERLOADED)
             question = self._under_way[key] = _Question(asyncio.create_task(self._answer(key, put)))
         question.waiting += 1
         try:
@@ -124,11 +131,15 @@ class Questions:
         return verdict
 
     async def _put(self, put: Put) -> Verdict:
+        # What had to wait had less time for its answer: that is not for the guard to answer for.
+        waits = self._turns.locked()
         try:
             async with asyncio.timeout(self._config.timeout), self._turns:
                 return await put()
         except TimeoutError:
-            return failed("external service did not answer in time", "timeout")
+            return _OVERLOADED if waits else _LATE
+        except TooLongError as error:
+            return no_verdict(f"external service: {error}")
         except HttpError as error:
             return failed(f"external service: {error}")
         except Exception as error:  # noqa: BLE001 - a defect must not let a request pass, nor cost its stream
@@ -184,9 +195,18 @@ class _Verdicts:
             self._kept.popitem(last=False)
 
 
-def failed(reason: str, outcome: Outcome = "failure", tokens: int = 0) -> Verdict:
-    """No verdict, and why: in words that hold nothing of the request, for the log and for the client."""
-    return Verdict(allowed=False, outcome=outcome, reason=reason, message=reason, tokens=tokens)
+def failed(reason: str, outcome: Outcome = "failure") -> Verdict:
+    """No answer, and why: in words that hold nothing of the request, for the log and for the client."""
+    return Verdict(allowed=False, outcome=outcome, reason=reason, message=reason)
+
+
+def no_verdict(reason: str, tokens: int = 0) -> Verdict:
+    """An answer that is no clear verdict, which never allows (S3.D3): the request may have talked it out of one."""
+    return failed(reason, "unparsable")._replace(tokens=tokens)
+
+
+_OVERLOADED = failed("too many questions wait for their turn", "overload")
+_LATE = failed("external service did not answer in time", "timeout")
 
 
 def wrong_status(status: int) -> Verdict:

@@ -8,7 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 Path = tuple[str | int, ...]
 """Keys and indices from the root of a JSON document."""
-Outcome = Literal["allow", "deny", "timeout", "failure", "unparsable"]
+Outcome = Literal["allow", "deny", "overload", "timeout", "failure", "unparsable"]
+"""`overload`: nobody was asked, or too late; `timeout`, `failure`: no answer; `unparsable`: an answer, or a request, that
+is not understood."""
 
 
 class Text(NamedTuple):
@@ -55,8 +57,6 @@ class Verdict(NamedTuple):
     """Texts of the request to be exchanged."""
     tokens: int = 0
     """That the guard itself took."""
-    model: str = ""
-    """Which took them."""
 
 
 ALLOWED = Verdict(allowed=True)

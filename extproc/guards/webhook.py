@@ -9,13 +9,14 @@ from yarl import URL
 
 from extproc.bodies.json_edit import members, parse_object
 from extproc.config.guards import Webhook
-from extproc.guards.http import MAX_ANSWER, HttpClient
+from extproc.guards.http import HttpClient
 from extproc.guards.outside import (
     Clock,
     Peer,
     Questions,
     digest,
     failed,
+    no_verdict,
     printable,
     to_json,
     too_much,
@@ -26,6 +27,8 @@ from extproc.guards.seam import Answer, Asked, Path, Verdict
 RULE = "webhook"
 VERSION = 1
 """Of the contract. A service may be asked more than this version says, and has to ignore what it does not know."""
+_MAX_BESIDE = 256 * 1024
+"""Bytes of an answer beside twice `max_text`."""
 
 
 class WebhookGuard:
@@ -39,7 +42,7 @@ class WebhookGuard:
         self._peer = Peer(_url(config.url), config, secret, client, config.headers)
         self._questions = Questions(RULE, config, clock)
         # All texts may come back, with escapes.
-        self._longest_answer = MAX_ANSWER + 2 * config.max_text
+        self._longest_answer = _MAX_BESIDE + 2 * config.max_text
 
     def ask(self, asked: Asked) -> Answer:
         """The verdict of the service, at once when it is remembered. Never raises, but CancelledError when awaited."""
@@ -77,9 +80,9 @@ def read_answer(body: bytes, asked: Asked) -> Verdict:
     """The verdict in an answer to `asked`."""
     answer = parse_object(body)
     if answer is None:
-        return failed("failed to unmarshal external response: not a JSON object")
+        return no_verdict("failed to unmarshal external response: not a JSON object")
     if sum(member.key == "decision" for member in members(body)) != 1:
-        return failed("external service returned not exactly one decision")
+        return no_verdict("external service returned not exactly one decision")
     reason = _words(answer.get("reason"))
     match answer["decision"]:
         case "allow":
@@ -89,10 +92,10 @@ def read_answer(body: bytes, asked: Asked) -> Verdict:
         case "replace":
             replacements = _replacements(answer.get("texts"), asked)
             if not replacements:
-                return failed("external service returned texts that do not fit the request")
+                return no_verdict("external service returned texts that do not fit the request")
             return Verdict(allowed=True, reason=reason, replacements=replacements)
         case _:
-            return failed("external service returned an unknown decision")
+            return no_verdict("external service returned an unknown decision")
 
 
 def _replacements(texts: Any, asked: Asked) -> tuple[tuple[Path, str], ...]:

@@ -187,9 +187,7 @@ class _Compiler:
             request_actions=tuple(request),
             before_body=sum(action.phase is Phase.REQUEST_HEADERS for action in request),
             response_actions=tuple(response),
-            request_reader=self._request_reader(
-                calls, needed=raw_body or checks_model or charges_prompt, reports=meters
-            ),
+            request_reader=self._request_reader(calls, needed=needs_body, reports=meters),
             response_reader=self._response_reader(calls, config.dialect) if meters else None,
             response_readers=self._response_readers(calls) if meters else {},
             decides_on_body=needs_body or any(call.body == "request" for call in calls),
@@ -272,7 +270,7 @@ class _Compiler:
             return None
         return UsageRequests(asked.paths, asked.except_hosts, asked.except_models, strip=asked.strip)
 
-    def _any_action(self, index: int, config: ActionConfig, path: str) -> AuthAction | Action | None:
+    def _any_action(self, index: int, config: ActionConfig, path: str) -> _Compilable:
         service = self._auth_services.get(config.service)
         return self._action(index, config, path) if service is None else self._auth(index, service, config, path)
 
