@@ -80,7 +80,7 @@ class Stage:
         self._metrics = _Metrics()
         report = active.config.report
         self._reports = ReportQueue(self._metrics, capacity=report.queue, retry_for=report.retry_for)
-        self._estimator = Estimator(vocabulary)
+        self._estimator = Estimator(vocabulary, seed=0)
         prompts = PromptBudget(active.config.estimates.held)
         self._shared = Surroundings(
             self._metrics, self._reports, Spending((), 1), DecisionLog(), self._estimator, prompts

@@ -86,7 +86,7 @@ class Questions:
         """The verdict on a request about which nobody is asked."""
         return Verdict(allowed=False, outcome="deny", rule=self._rule, reason=reason, message=reason)
 
-    def settled(self, verdict: Verdict) -> Verdict:
+    def _settled(self, verdict: Verdict) -> Verdict:
         """`verdict`, with what follows from it where it is none.
 
         Only what a client has no part in can be let pass: it may ask so much that there is no turn for it, and write
@@ -107,7 +107,7 @@ class Questions:
         question = self._under_way.get(key)
         if question is None:
             if len(self._under_way) >= self._most:
-                return self.settled(_OVERLOADED)
+                return self._settled(_OVERLOADED)
             question = self._under_way[key] = _Question(asyncio.create_task(self._answer(key, put)))
         question.waiting += 1
         try:
@@ -125,7 +125,7 @@ class Questions:
             verdict = await self._put(put)
         finally:
             self._forget(key, asyncio.current_task())
-        verdict = self.settled(verdict)
+        verdict = self._settled(verdict)
         if verdict.outcome in ("allow", "deny"):
             self._verdicts.add(key, verdict)
         return verdict
@@ -143,7 +143,7 @@ class Questions:
         except HttpError as error:
             return failed(f"external service: {error}")
         except Exception as error:  # noqa: BLE001 - a defect must not let a request pass, nor cost its stream
-            return failed(f"external service: {type(error).__name__}")
+            return no_verdict(f"external service: {type(error).__name__}")
 
     def _forget(self, key: bytes, task: asyncio.Task[Any] | None) -> None:
         question = self._under_way.get(key)

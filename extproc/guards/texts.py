@@ -151,24 +151,27 @@ def _messages_in_parts(texts: Sequence[Text]) -> dict[object, list[str]]:
     if len(siblings) == len(texts):
         return {}
     parts: dict[object, list[str]] = {}
-    wholes: dict[Path, object] = {}
+    wholes: dict[tuple[int, Path], object] = {}
     for text in texts:
-        if siblings[text.message] == 1:
+        number = text.message
+        if siblings[number] == 1:
             continue
-        place = _beside(text.path) if text.message >= 0 else text.path
+        path = _without_index(text.path) if number >= 0 else text.path
+        place = number, path
         if place not in wholes:
-            wholes[place] = _whole(text)
+            is_within = number >= 0 and wholes.get((number, path[:-1]), text) is None
+            wholes[place] = None if is_within else _whole(text)
         whole = wholes[place]
         if whole is not None:
             parts.setdefault(whole, []).append(text.text)
     return {whole: pieces for whole, pieces in parts.items() if len(pieces) > 1}
 
 
-def _beside(path: Path) -> Path:
-    """What texts of a message that stand side by side in a list have in common, and no others of one document."""
+def _without_index(path: Path) -> Path:
+    """What texts of one message that stand side by side in a list have in common, and no others."""
     if isinstance(path[-1], int):
         return path[:-1]
-    return path[:-2] + path[-1:] if len(path) > 3 and isinstance(path[-2], int) else path
+    return path[:-2] + path[-1:] if len(path) > 1 and isinstance(path[-2], int) else path
 
 
 def _whole(text: Text) -> object:
@@ -246,14 +249,11 @@ class _Reader:
         self._afford(value)
         if not all(isinstance(message, dict) for message in value):
             raise _UnreadableError
-        plain = 0
-        if len(path) + len(("index", "content")) <= _MAX_DEPTH:
-            for index, message in enumerate(value):
-                if not _is_plain(message, "role", "content"):
-                    break
-                place = (*path, index, "content")
-                self._texts.append(Text(role_of(message["role"]), message["content"], place, self._messages + index))
-                plain += 1
+        plain = _plain(value, path, "role", "content")
+        self._texts += [
+            Text(role_of(message["role"]), message["content"], (*path, index, "content"), self._messages + index)
+            for index, message in enumerate(value[:plain])
+        ]
         self._left -= plain
         self._push(
             [
@@ -334,13 +334,11 @@ class _Reader:
         """A string, a part, or a list of them. The most usual parts are read without a detour."""
         if isinstance(value, list):
             self._afford(value)
-            plain = 0
-            if len(path) + len(("index", "text")) <= _MAX_DEPTH:
-                for index, part in enumerate(value):
-                    if not _is_plain(part, "type", "text"):
-                        break
-                    self._texts.append(Text(role, part["text"], (*path, index, "text"), self._message))
-                    plain += 1
+            plain = _plain(value, path, "type", "text")
+            self._texts += [
+                Text(role, part["text"], (*path, index, "text"), self._message)
+                for index, part in enumerate(value[:plain])
+            ]
             self._left -= plain
             self._each(_Reader.content, value, role, path, plain)
         elif isinstance(value, dict):
@@ -469,14 +467,19 @@ class _Reader:
         self._stack.extend(reversed(values))
 
 
-def _is_plain(value: Any, name: str, text: str) -> bool:
-    """Whether an object has two members of these names, both strings."""
-    return (
-        type(value) is dict
-        and len(value) == len((name, text))
-        and type(value.get(name)) is str
-        and type(value.get(text)) is str
-    )
+def _plain(values: list[Any], path: Path, name: str, text: str) -> int:
+    """How many of a list at `path` are, up to the first other one, objects of two strings with these names."""
+    if len(path) + 2 > _MAX_DEPTH:
+        return 0
+    for index, value in enumerate(values):
+        if (
+            type(value) is not dict
+            or len(value) != 2
+            or type(value.get(name)) is not str
+            or type(value.get(text)) is not str
+        ):
+            return index
+    return len(values)
 
 
 def _role(message: dict[str, Any], *, typed: bool = False) -> str:

@@ -15,7 +15,6 @@ from extproc.guards.outside import (
     Peer,
     Questions,
     digest,
-    failed,
     no_verdict,
     printable,
     to_json,
@@ -52,7 +51,7 @@ class WebhookGuard:
         try:
             key = digest([question, [text.path for text in asked.texts]])
         except (TypeError, ValueError, RecursionError):
-            return self._questions.settled(failed("identity cannot be written as JSON"))
+            return self._questions.refused("identity cannot be written as JSON")
         return self._questions.ask(key, lambda: self._put(question, asked))
 
     def _question(self, asked: Asked) -> dict[str, Any]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from random import random
+from random import Random
+from secrets import randbits
+from typing import Final
+from zlib import crc32
 
+SECRET: Final = randbits(64)
+"""What nobody outside of this process knows."""
 _SLICES = 128
 _SLICE = 512
 """Characters. Of a longer text than all slices together, one of each part stands for the whole."""
@@ -29,17 +34,18 @@ _BEYOND_ASCII = (
 )
 
 
-def approximate(text: str) -> int:
+def approximate(text: str, seed: int = SECRET) -> int:
     """Tokens of a text, rounded up; takes a few milliseconds at most, whatever its length.
 
-    Of a long text it is another number each time: whoever writes it cannot know which places are looked at.
+    Which places of a long text are looked at depends on `seed`, so that whoever writes it cannot know them.
     """
     least = len(text) // _LONGEST
     if len(text) <= _SLICES * _SLICE:
         return max(least, -(-_hundredths(text) // 100))
     part = len(text) // _SLICES
     ahead = part - _SLICE + 1
-    places = [part * index + int(random() * ahead) for index in range(_SLICES)]  # noqa: S311 - nobody gets to see them
+    random = Random(seed ^ crc32(text.encode("utf-8", "surrogatepass"))).random  # noqa: S311 - nobody gets to see them
+    places = [part * index + int(random() * ahead) for index in range(_SLICES)]
     sample = "".join([text[start : start + _SLICE] for start in places])
     return max(least, -(-_hundredths(sample) * len(text) // (100 * len(sample))))
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from extproc.bodies.text import Text
-from extproc.usage.approximate import approximate
+from extproc.usage.approximate import SECRET, approximate
 from extproc.usage.prompt import read_prompt
 from extproc.usage.vocabulary import Vocabulary
 
@@ -52,10 +52,11 @@ class Estimator:
     """Estimates for a whole process; call `close` when it ends.
 
     Text is tokenised in `workers` threads. At most `pending` jobs with `pending_bytes` of bodies and text are under
-    way; further ones are estimated by their sizes at once, as everything is without a loaded vocabulary.
+    way; further ones are estimated by their sizes at once, as everything is without a loaded vocabulary. `seed` decides
+    which places of long texts are looked at where nothing is tokenised.
     """
 
-    __slots__ = ("_bytes", "_closed", "_jobs", "_lock", "_pending", "_pending_bytes", "_pool", "_vocabulary")
+    __slots__ = ("_bytes", "_closed", "_jobs", "_lock", "_pending", "_pending_bytes", "_pool", "_seed", "_vocabulary")
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class Estimator:
         workers: int = 1,
         pending: int = 256,
         pending_bytes: int = 16 << 20,
+        seed: int = SECRET,
     ) -> None:
         self._vocabulary = vocabulary
+        self._seed = seed
         self._pending = pending
         self._pending_bytes = pending_bytes
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tokens")
@@ -81,7 +84,7 @@ class Estimator:
         """
         encoding = None if self._vocabulary is None else self._vocabulary.encoding_for(job.model)
         if encoding is None:
-            return _approximated(job)
+            return _approximated(job, self._seed)
         size = len(job.prompt or b"") + (job.answer.kept if job.answer is not None else 0)
         if not size or not self._admit(size):
             return by_size(job)
@@ -189,14 +192,14 @@ def _count_piece(piece: str, encoding: Encoding) -> int:
         return approximate(piece)
 
 
-def _approximated(job: Job) -> Estimate:
+def _approximated(job: Job, seed: int) -> Estimate:
     prompt = None if job.prompt is None else read_prompt(job.prompt)
     if prompt is not None:
-        prompt_tokens = prompt.overhead + approximate("".join(prompt.texts))
+        prompt_tokens = prompt.overhead + approximate("".join(prompt.texts), seed)
     else:
         prompt_tokens = _tokens_of(_prompt_size(job))
     if job.answer is not None and job.answer.kept:
-        completion = _extrapolated(job.answer, approximate(job.answer.decoded()))
+        completion = _extrapolated(job.answer, approximate(job.answer.decoded(), seed))
     else:
         completion = _tokens_of(_answer_size(job))
     return Estimate(prompt_tokens, completion, "bytes")

@@ -11,6 +11,8 @@ import pytest
 from extproc.config.load import load_config, parse_config
 from extproc.config.masking import holds_secret, masked, without_userinfo
 from extproc.config.model import Config, DenyWith, Endpoint
+from extproc.config.schema import CONFIG
+from extproc.config.validate import validate
 
 VALID = sorted((Path(__file__).parent / "valid").iterdir())
 
@@ -41,6 +43,42 @@ def test_secrets_are_not_shown() -> None:
     assert shown["endpoints"]["token"]["address"] == "***@redis:6379"
 
 
+PLACE = {"env": "VARIABLE", "header": "x-api-key"}
+
+
+@pytest.mark.parametrize("name", ["chat", "credential", "secrets"])
+def test_a_guard_may_be_called_anything(name: str) -> None:
+    """Its secrets are not shown, whatever its name, and where they come from is."""
+    hook = {"url": "https://hook/", "headers": {"x-api-key": "hunter2", "credential": "hunter2"}, "credential": PLACE}
+    config = validate(CONFIG, {"guards": {name: {"webhook": hook}}}, base=Path())
+    [shown] = masked(config)["guards"].values()
+    assert shown["webhook"]["headers"] == {"x-api-key": "***", "credential": "***"}
+    assert (shown["webhook"]["url"], shown["webhook"]["credential"]["env"]) == ("https://hook/", "VARIABLE")
+
+
+def test_the_headers_of_a_provider_are_not_its_credential() -> None:
+    provider = {"name": "a", "headers": {"credential": "hunter2"}, "credential": PLACE}
+    [shown] = masked(validate(CONFIG, {"providers": [provider]}, base=Path()))["providers"]
+    assert (shown["headers"], shown["credential"]["env"]) == ({"credential": "***"}, "VARIABLE")
+
+
+@pytest.mark.parametrize(
+    ("header", "value"), [("x-team", "hunter2"), ("authorization", "***"), ("cookie", "***"), ("x-mine", "***")]
+)
+def test_a_key_that_selects_a_limit_is_not_shown(header: str, value: str) -> None:
+    """S2.D24"""
+    limits = [
+        {"model": "a", "selector": {"header": header, "value": "hunter2"}, "tokens": 1},
+        {"model": "a", "tokens": 1},
+    ]
+    sections = {
+        "providers": [{"name": "a", "credential": {"env": "VARIABLE", "header": "x-mine"}}],
+        "promptLimits": {"limits": limits},
+    }
+    shown = masked(validate(CONFIG, sections, base=Path()))["promptLimits"]["limits"]
+    assert (shown[0]["selector"]["value"], shown[1]["selector"]) == (value, None)
+
+
 @pytest.mark.parametrize(
     ("steps", "secret"),
     [
@@ -57,6 +95,8 @@ def test_secrets_are_not_shown() -> None:
         (("services", "count-token", "type"), False),
         (("usage", "tokenCount"), False),
         (("limits", 0, "max_value"), False),
+        (("promptLimits", "limits", 0, "tokens"), False),
+        (("guards", "credential", "webhook", "headers", "x-ok"), False),
         ((), False),
     ],
 )

@@ -372,3 +372,105 @@ def test_a_limit_for_a_model_that_nobody_has_is_warned_of(provider: Any, model: 
     lines = warnings(providers=[GPT_4 | provider], **limits(limit(model=model)))
     told = f"promptLimits.limits[0].model: no provider calls a model `{model}`, so the limit is for no request"
     assert lines == ([told] if warned else [])
+
+
+ALIASED = {"name": "a", "models": {"fast": "gpt-5-mini", "gpt-5-*": None, "same": "SAME"}, "credential": "none"}
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gpt-*", "no model is called `gpt-*`; a limit is for one model, not for a pattern"),
+        ("Fast", "`Fast` is what clients ask for; a limit is for what the provider calls it, `gpt-5-mini`"),
+        ("gpt-5-mini", None),
+        ("same", None),
+        ("gpt-5-nano", None),
+    ],
+)
+def test_a_limit_for_a_name_that_no_provider_uses_is_warned_of(model: str, told: str | None) -> None:
+    lines = warnings(providers=[ALIASED], **limits(limit(model=model)))
+    assert lines == ([f"promptLimits.limits[0].model: {told}"] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("header", "auth", "taker"),
+    [
+        ("x-arch-team", {}, "`routing`"),
+        ("x-arch-llm-provider-hint", {}, "`routing`"),
+        ("authorization", {}, None),
+        ("authorization", {"authentication": {"keys": {"apiKeys": {"files": ["keys"]}}}}, "`authConfigs.users`"),
+        (
+            "authorization",
+            {"authentication": {"keys": {"apiKeys": {"files": ["keys"]}}}, "forwardCredentials": True},
+            None,
+        ),
+        ("authorization", {"authentication": {"sso": {"jwt": {}}}}, None),
+        ("x-maas-tier", {"authentication": {"sso": {"jwt": {}}}}, "`authConfigs.users`"),
+        ("x-maas-tier", {"authentication": {"sso": {"jwt": {}}}, "headers": {"X-MaaS-Tier": "'a'"}}, None),
+    ],
+)
+def test_a_selector_that_never_gets_there_is_warned_of(header: str, auth: Any, taker: str | None) -> None:
+    told = "takes this header away before prompts are counted, so every request lacks it"
+    sections = {"authConfigs": {"users": auth}} if auth else {}
+    lines = warnings(**limits(limit(selector=header)), **sections)
+    assert lines == ([f"promptLimits.limits[0].selector.header: {taker} {told}"] if taker else [])
+
+
+def test_prompts_are_counted_in_a_namespace_of_their_own() -> None:
+    """What other limits count is something else, and every query is asked of all limits of its namespace."""
+    other = {"namespace": "prompts", "max_value": 1, "seconds": 1, "conditions": [], "variables": []}
+    assert not warnings(**limits(limit()), limits=[other | {"namespace": "tokens"}])
+    assert warnings(**limits(limit()), limits=[other]) == [
+        "promptLimits.domain: `prompts` is a namespace of `limits` too: those count prompts as well"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("when", "warned"),
+    [
+        ("request.headers['x-team'] == 'a'", True),
+        ('request.headers["x-team"] == "a"', True),
+        ('"x-team" in request.headers && request.headers["x-team"] == "a"', False),
+        ("'x-other' in request.headers && request.headers['x-team'] == 'a'", True),
+        ("request.headers[':path'] == '/'", False),
+        ("request.host == 'x-team'", False),
+    ],
+)
+def test_a_rule_that_fails_where_a_header_is_missing_is_warned_of(when: str, warned: bool) -> None:
+    told = (
+        "routing.rules[0].when: a request without the header `x-team` is answered 500; write "
+        '`"x-team" in request.headers && ...` if it may be missing'
+    )
+    assert warnings(routing={"rules": [{"when": when, "provider": "gpt-4"}]}) == ([told] if warned else [])
+
+
+@pytest.mark.parametrize("header", ["authorization", "Cookie", "x-mine"])
+def test_a_hint_is_no_key(header: str) -> None:
+    mine = {"name": "mine", "credential": {"env": "C", "header": "x-mine"}}
+    assert problems(providers=[GPT_4, mine], routing={"hintHeader": header}) == [
+        "routing.hintHeader: this header carries keys, and a hint goes to nobody"
+    ]
+
+
+HERE_ONE, THERE_ONE = {"address": "https://a.example.com"}, {"address": "https://b.example.com"}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "refused", "warned"),
+    [
+        (HERE_ONE, THERE_ONE, True, False),
+        (HERE_ONE, HERE_ONE, False, False),
+        (HERE_ONE, {}, False, True),
+        ({}, {}, False, True),
+        ({"credential": GPT_4O["credential"]}, {}, False, False),
+    ],
+)
+def test_one_destination_is_one_place(one: Any, two: Any, refused: bool, warned: bool) -> None:
+    """Else the credential of one would go to the other."""
+    providers = [GPT_4 | {"cluster": "gpt-4o"} | one, GPT_4O | two]
+    told = "providers[1].address: providers[0] goes to `gpt-4o` too, and says another address"
+    assert problems(providers=providers) == ([told] if refused else [])
+    if not refused:
+        assert [line.partition(":")[0] for line in warnings(providers=providers)] == (
+            ["providers[1].cluster"] if warned else []
+        )

@@ -127,7 +127,20 @@ class TestPromptLimits:
         ("fields", "sentence"),
         [
             ({}, "estimated tokens, asked of the embedded limiter gpt-4, each value of x-team: 50 tokens a minute"),
-            ({}, "gpt-4, all requests together: 1 token a day"),
+            ({}, "gpt-4, all requests together: 1 token a day Other models are not limited."),
+            (
+                {
+                    "limits": [
+                        *LIMITS,
+                        {"model": "GPT-4", "selector": {"header": "x-team", "value": "red"}, "tokens": 9},
+                    ]
+                },
+                "gpt-4, each other value of x-team than red: 50 tokens a minute",
+            ),
+            (
+                {"limits": [{"model": "a", "selector": {"header": "authorization", "value": "s3cret"}, "tokens": 9}]},
+                "a, authorization: sha256:1ec1c26b50d5d3c5: 9 tokens a minute",
+            ),
             ({}, "Buckets that fill steadily (gcra)"),
             ({"algorithm": "fixed"}, "Windows from their first request on (fixed)."),
             ({"service": "both"}, "asked of `both`"),

@@ -71,23 +71,23 @@ def asked(*texts: str | Text) -> Asked:
     ("model", "webhook", "expected", "are_asked"),
     [
         (None, None, Verdict(allowed=True), set()),
-        ("allow", None, Verdict(allowed=True, rule="model", tokens=42, model="qwen-turbo"), {"allow"}),
+        ("allow", None, Verdict(allowed=True, rule="model", tokens=42), {"allow"}),
         (
             "allow",
             "hook allows",
-            Verdict(allowed=True, rule="webhook", tokens=42, model="qwen-turbo"),
+            Verdict(allowed=True, rule="webhook", tokens=42),
             {"allow", "hook allows"},
         ),
         (
             "allow",
             "hook denies",
-            Verdict(False, "deny", "webhook", "", "no", tokens=42, model="qwen-turbo"),
+            Verdict(False, "deny", "webhook", "", "no", tokens=42),
             {"allow", "hook denies"},
         ),
         (
             "allow",
             "hook replaces",
-            Verdict(allowed=True, rule="webhook", replacements=((("prompt",), "***"),), tokens=42, model="qwen-turbo"),
+            Verdict(allowed=True, rule="webhook", replacements=((("prompt",), "***"),), tokens=42),
             {"allow", "hook replaces"},
         ),
         (
@@ -100,7 +100,6 @@ def asked(*texts: str | Text) -> Asked:
                 "external service returned deny",
                 'external service returned deny: {"result":"deny"}',
                 tokens=7,
-                model="qwen-turbo",
             ),
             {"deny"},
         ),
@@ -131,6 +130,28 @@ async def test_a_failure_that_is_allowed_does_not_spare_the_webhook(room: GuardR
     model = {"host": "127.0.0.1", "port": peers["failure"].port, "scheme": "http", "credential": "none"}
     made = guard(room, peers, model={**model, "onFailure": "allow"}, webhook="hook denies")
     assert not (await made.judge(asked("hello"))).allowed
+
+
+@pytest.mark.parametrize(
+    ("webhook", "expected"),
+    [
+        ("hook allows", (True, "failure", "model")),
+        ("hook replaces", (True, "failure", "model")),
+        ("hook denies", (False, "deny", "webhook")),
+        ("failure", (False, "failure", "webhook")),
+    ],
+)
+async def test_half_a_guard_is_seen(
+    room: GuardRoom, peers: Bench, webhook: str, expected: tuple[bool, str, str]
+) -> None:
+    """A model that is away is told of where its webhook agrees; what refuses speaks for itself."""
+    model = {"host": "127.0.0.1", "port": peers["failure"].port, "scheme": "http", "credential": "none"}
+    made = guard(room, peers, model={**model, "onFailure": "allow"}, webhook=webhook)
+    verdict = await made.judge(asked("hello"))
+    assert (verdict.allowed, verdict.outcome, verdict.rule) == expected
+    assert bool(verdict.replacements) is (webhook == "hook replaces")
+    if verdict.allowed:
+        assert verdict.reason == "external service returned non-200 status : 500"
 
 
 async def test_what_patterns_refuse_nobody_else_gets_to_see(room: GuardRoom, peers: Bench) -> None:

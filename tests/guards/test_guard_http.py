@@ -14,7 +14,7 @@ import pytest
 from support.http_peer import HttpPeer, Received, Script, reply
 from support.pki import Pki
 
-from extproc.guards.http import MAX_ANSWER, HttpClient, HttpError, Response
+from extproc.guards.http import MAX_ANSWER, HttpClient, HttpError, Response, TooLongError
 
 Serve = Callable[..., Awaitable[HttpPeer]]
 SECRET = "Bearer sk-very-secret"
@@ -149,9 +149,40 @@ async def test_a_longer_answer_is_cut_off(serve: Serve, client: HttpClient, head
             await writer.drain()
 
     peer = await serve(endless)
-    with pytest.raises(HttpError, match=f"answer is longer than {MAX_ANSWER} bytes"):
+    with pytest.raises(TooLongError, match=f"answer is longer than {MAX_ANSWER} bytes"):
         await client.post(peer.url, b"{}", {})
     await asyncio.wait_for(peer.left.wait(), 5)
+
+
+async def test_a_flood_keeps_nobody_waiting(serve: Serve, client: HttpClient) -> None:
+    """Of what a server sends without end hardly more is taken than is read, and others get their turn in between."""
+    sent, turns = 0, 0
+
+    async def flood(received: Received, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        writer.transport.set_write_buffer_limits(0)
+        writer.write(b"HTTP/1.1 200 S\r\n\r\n")
+        while True:
+            writer.write(b"x" * 4096)
+            await writer.drain()
+            sent += 4096
+
+    async def beside() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    peer = await serve(flood)
+    other = asyncio.create_task(beside())
+    with pytest.raises(TooLongError):
+        await client.post(peer.url, b"{}", {})
+    before = turns
+    await asyncio.wait_for(peer.left.wait(), 5)
+    other.cancel()
+    assert before > 4
+    assert sent < 2 * MAX_ANSWER
 
 
 async def test_a_bomb_is_not_unpacked(serve: Serve, client: HttpClient) -> None:

@@ -14,8 +14,18 @@ from support.verdicts import whenever
 from support.virtual_time import play
 
 from extproc.config.guards import Outside, VerdictCache
-from extproc.guards.http import HttpError
-from extproc.guards.outside import MAX_SHOWN, MAX_TEXTS, Questions, digest, failed, printable, to_json, too_much
+from extproc.guards.http import HttpError, TooLongError
+from extproc.guards.outside import (
+    MAX_SHOWN,
+    MAX_TEXTS,
+    Questions,
+    digest,
+    failed,
+    no_verdict,
+    printable,
+    to_json,
+    too_much,
+)
 from extproc.guards.seam import Answer, Asked, Text, Verdict
 
 KEY = b"key"
@@ -88,27 +98,52 @@ def test_no_more_are_asked_at_a_time_than_configured() -> None:
 
 @pytest.mark.parametrize(("mode", "allowed"), [("deny", False), ("allow", True)])
 def test_waiting_for_a_turn_counts_into_the_deadline(mode: str, allowed: bool) -> None:
+    """`onTimeout` is for who was asked at once; the others are too many, which clients can see to."""
+
     async def scene() -> None:
-        peer, line = Peer(), questions(max_concurrent=1, timeout=10.0, on_timeout=mode)
+        peer, line = Peer(), questions(max_concurrent=1, timeout=10.0, on_timeout=mode, on_failure="allow")
         answers = [waiting(line.ask(bytes([number]), peer.put)) for number in range(3)]
         verdicts = await asyncio.gather(*answers)
         assert asyncio.get_running_loop().time() == pytest.approx(10.0)
-        assert {(verdict.allowed, verdict.outcome, verdict.rule) for verdict in verdicts} == {
-            (allowed, "timeout", "model")
-        }
+        assert [(verdict.allowed, verdict.outcome) for verdict in verdicts] == [
+            (allowed, "timeout"),
+            (False, "overload"),
+            (False, "overload"),
+        ]
+        assert {verdict.rule for verdict in verdicts} == {"model"}
         assert peer.asked == peer.cancelled == 1
 
     play(scene())
 
 
-@pytest.mark.parametrize(("mode", "allowed"), [("deny", False), ("allow", True)])
-def test_who_finds_the_line_full_fails_at_once(mode: str, allowed: bool) -> None:
+def test_a_turn_that_comes_late_leaves_too_little_time_for_an_answer() -> None:
+    """Who keeps the line busy must not get its next question past a guard that is no slower than usual."""
+
     async def scene() -> None:
-        peer, line = Peer(), questions(max_concurrent=2, on_failure=mode)
+        peer, line = Peer(), questions(max_concurrent=1, timeout=10.0, on_timeout="allow", on_failure="allow")
+        first = waiting(line.ask(b"first", peer.put))
+        await peer.begun.acquire()
+        await asyncio.sleep(1)
+        second = waiting(line.ask(b"second", peer.put))
+        await peer.begun.acquire()
+        assert ((await first).outcome, peer.asked) == ("timeout", 2)
+        assert not (verdict := await second).allowed
+        assert verdict.outcome == "overload"
+        assert asyncio.get_running_loop().time() == pytest.approx(11.0)
+
+    play(scene())
+
+
+@pytest.mark.parametrize("mode", ["deny", "allow"])
+def test_who_finds_the_line_full_is_refused_at_once(mode: str) -> None:
+    """Whatever is configured: any client can fill it."""
+
+    async def scene() -> None:
+        peer, line = Peer(), questions(max_concurrent=2, on_failure=mode, on_timeout=mode)
         answers = [waiting(line.ask(bytes([number]), peer.put)) for number in range(22)]
         await peer.begun.acquire()
         late = await whenever(line.ask(b"late", peer.put))
-        assert (late.allowed, late.outcome) == (allowed, "failure")
+        assert (late.allowed, late.outcome) == (False, "overload")
         assert late.reason == "too many questions wait for their turn"
         assert asyncio.get_running_loop().time() == 0
         peer.answer.set()
@@ -119,15 +154,24 @@ def test_who_finds_the_line_full_fails_at_once(mode: str, allowed: bool) -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "expected"),
     [
-        (HttpError("cannot connect"), "external service: cannot connect"),
-        (KeyError("the prompt"), "external service: KeyError"),
+        (HttpError("cannot connect"), failed("external service: cannot connect")._replace(allowed=True)),
+        (TooLongError("answer is too long"), no_verdict("external service: answer is too long")),
+        (KeyError("the prompt"), no_verdict("external service: KeyError")),
     ],
 )
-async def test_whatever_goes_wrong_is_a_failure_and_tells_nothing(error: Exception, words: str) -> None:
-    verdict = await whenever(questions().ask(KEY, lambda: raises(error)))
-    assert verdict == failed(words)._replace(rule="model")
+async def test_what_goes_wrong_tells_nothing(error: Exception, expected: Verdict) -> None:
+    """An answer that does not end, and a defect of ours: a prompt may be the cause of either, so none passes."""
+    verdict = await whenever(questions(on_failure="allow", on_timeout="allow").ask(KEY, lambda: raises(error)))
+    assert verdict == expected._replace(rule="model")
+
+
+@pytest.mark.parametrize("outcome", ["deny", "overload", "unparsable"])
+async def test_only_failures_and_timeouts_can_be_allowed(outcome: Any) -> None:
+    line = questions(on_failure="allow", on_timeout="allow")
+    answered = Verdict(allowed=True, outcome=outcome)
+    assert not (await whenever(line.ask(KEY, lambda: gives(answered)))).allowed
 
 
 # --- the same question
@@ -230,7 +274,7 @@ async def test_a_verdict_is_remembered_and_costs_nothing_the_second_time(verdict
     assert line.ask(KEY, lambda: raises(AssertionError())) == first._replace(tokens=0)
 
 
-@pytest.mark.parametrize("outcome", ["failure", "timeout", "unparsable"])
+@pytest.mark.parametrize("outcome", ["failure", "timeout", "overload", "unparsable"])
 async def test_what_is_no_verdict_is_not_remembered(outcome: Any) -> None:
     line = questions()
     await whenever(line.ask(KEY, lambda: gives(Verdict(allowed=False, outcome=outcome))))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from extproc.guards.offload import PatternWorker
 from extproc.guards.patterns import PatternError, Patterns, Refusal
 from extproc.guards.seam import Text
-from extproc.guards.texts import read_texts
+from extproc.guards.texts import read_texts, statements
 
 
 def said(*texts: str) -> list[Text]:
@@ -103,6 +103,46 @@ def test_all_patterns_together_say_what_each_says(deny: list[str], text: str) ->
     each = [index for index, pattern in enumerate(deny) if Patterns(deny=[pattern]).denied_by(text)]
     assert Patterns(deny=deny).denied_by(text) == (f"deny[{each[0]}]" if each else None)
     assert (Patterns(allow=deny).judge(said(text)) is None) == (bool(each) or not deny)
+
+
+EDGES = [
+    "a",
+    "b+$",
+    "^c",
+    r"\Ad",
+    r"d\z",
+    "(?-m)^a$",
+    "(?m)^b$",
+    "(?i)D",
+    "",
+    r"\bf",
+    r"\B",
+    r"f\Bf",
+    "^$",
+    r"c\sd",
+    "(?s)a.b",
+]
+
+
+@given(
+    st.lists(st.sampled_from(EDGES), min_size=1, max_size=4),
+    st.lists(st.lists(st.text("abcdfD. \n", max_size=4), min_size=1, max_size=3), max_size=4),
+)
+def test_one_search_of_everything_finds_what_a_search_of_each_finds(deny: list[str], messages: list[list[str]]) -> None:
+    contents = [[{"type": "text", "text": part} for part in parts] for parts in messages]
+    texts = read_texts({"messages": [{"role": "user", "content": content} for content in contents]}) or ()
+    patterns = Patterns(deny=deny)
+    found = next(filter(None, map(patterns.denied_by, statements(texts))), None)
+    assert rule_of(patterns.judge(texts)) == found
+
+
+@pytest.mark.parametrize("text", ['{"q": "\\u8d26\\u53f7"}', ' ["\\u8d26号"]', '{"q": "账号", "r": "\\'])
+def test_nothing_hides_in_the_escapes_of_json(text: str) -> None:
+    """S3.D2: arguments of tools are a string of JSON; a string that only looks like it is read as well."""
+    assert rule_of(Patterns(deny=["harmless", "账号"]).judge(said("hello", text))) == "deny[1]"
+    halves = [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]
+    parts = read_texts({"messages": [{"role": "user", "content": halves}]}) or ()
+    assert rule_of(Patterns(deny=["账号"]).judge(parts)) == "deny[0]"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,6 +118,39 @@ PLACES: dict[str, tuple[dict[str, Any], str]] = {
     "DashScope": ({"model": "m", "input": user(X), "parameters": {}}, "user"),
     "DashScope prompt": ({"input": {"prompt": X}}, "user"),
     "TGI": ({"inputs": X, "parameters": {}}, "user"),
+    "name of who speaks": ({"messages": [{"role": "system", "name": X, "content": "a"}]}, "system"),
+    "name of a call": (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": X, "arguments": "{}"}}]}]},
+        "assistant",
+    ),
+    "name of a function_call": ({"messages": [{"role": "assistant", "function_call": {"name": X}}]}, "assistant"),
+    "name of a tool_use": (
+        {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "name": X, "input": {}}]}]},
+        "assistant",
+    ),
+    "name of a Gemini call": ({"contents": [{"role": "model", "parts": [{"functionCall": {"name": X}}]}]}, "assistant"),
+    "name of a Converse call": (
+        {"messages": [{"role": "assistant", "content": [{"toolUse": {"toolUseId": "1", "name": X}}]}]},
+        "assistant",
+    ),
+    "Ollama tool_name": ({"messages": [{"role": "tool", "tool_name": X, "content": "a"}]}, "tool"),
+    "response_format": ({**user("a"), "response_format": {"json_schema": {"schema": {"description": X}}}}, "tools"),
+    "text.format": ({"input": "a", "text": {"format": {"schema": {"enum": ["b", X]}}}}, "tools"),
+    "Ollama format": ({**user("a"), "format": {"properties": {"p": {"description": X}}}}, "tools"),
+    "Anthropic output_format": ({**user("a"), "output_format": {"schema": {"title": X}}}, "tools"),
+    "Gemini responseSchema": ({"contents": [], "generationConfig": {"responseSchema": {"title": X}}}, "tools"),
+    "vLLM guided_json": ({**user("a"), "guided_json": {"title": X}}, "tools"),
+    "vLLM guided_choice": ({**user("a"), "guided_choice": ["b", X]}, "tools"),
+    "vLLM guided_regex": ({**user("a"), "guided_regex": X}, "tools"),
+    "vLLM guided_grammar": ({**user("a"), "guided_grammar": X}, "tools"),
+    "vLLM structured_outputs": ({**user("a"), "structured_outputs": {"choice": [X]}}, "tools"),
+    "vLLM chat_template": ({**user("a"), "chat_template": X}, "system"),
+    "vLLM chat_template_kwargs": ({**user("a"), "chat_template_kwargs": {"persona": X}}, "system"),
+    "stop": ({**user("a"), "stop": X}, "user"),
+    "stops": ({**user("a"), "stop": ["b", X]}, "user"),
+    "Anthropic stop_sequences": ({**user("a"), "stop_sequences": [X]}, "user"),
+    "Ollama stop": ({**user("a"), "options": {"temperature": 0, "stop": [X]}}, "user"),
+    "Converse stopSequences": ({**user("a"), "inferenceConfig": {"stopSequences": [X]}}, "user"),
 }
 
 
@@ -189,6 +223,11 @@ def test_definitions_of_tools_are_left_out_where_nobody_asks_for_them() -> None:
     assert {text.role for text in read_texts(body) or ()} == {"tools"}
 
 
+@pytest.mark.parametrize("body", [body for body, role in PLACES.values() if role == "tools"])
+def test_nothing_that_tools_say_is_read_for_nobody(body: dict[str, Any]) -> None:
+    assert X not in [text.text for text in read_texts(body, definitions=False) or ()]
+
+
 UNREADABLE: list[Any] = [
     None,
     [],
@@ -202,6 +241,10 @@ UNREADABLE: list[Any] = [
     {"messages": [X]},
     {"messages": [[{"role": "user", "content": X}]]},
     {"messages": [{"role": "user", "body": X}]},
+    {"messages": [{"role": "user", "name": "n", "body": X}]},
+    {"stop": "a", "body": X},
+    {"response_format": {"type": "json_object"}, "body": X},
+    {"generationConfig": {}, "chat_template_kwargs": {}, "body": X},
     {"contents": X},
     user(7),
     user(True),
@@ -223,6 +266,13 @@ UNREADABLE: list[Any] = [
     {"messages": [{"role": "user", "tool_calls": X}]},
     {"messages": [{"role": "user", "tool_calls": [{"function": X}]}]},
     {"prompt": ["a"] * 30_000},
+    {"messages": [{}] * 30_000},
+    {"messages": [{"role": "user", "content": "hi"}] * 30_000},
+    user([{"type": "text", "text": "hi"}] * 30_000),
+    user([{"type": "tool_use", "input": dict.fromkeys(map(str, range(30_000)), "a")}]),
+    {"input": [{}] * 30_000},
+    {"messages": [{"content": "hi", **dict.fromkeys(map(str, range(5000)))}] * 5},
+    {"messages": [], **dict.fromkeys(map(str, range(30_000)))},
 ]
 
 
@@ -230,6 +280,16 @@ UNREADABLE: list[Any] = [
 def test_what_cannot_be_read_for_certain_is_not_skipped(document: Any) -> None:
     """S3.D1: who asks denies these by default."""
     assert read_texts(document) is None
+
+
+def test_what_is_too_much_is_refused_before_anything_is_made_of_it() -> None:
+    body = {"messages": [{}] * 1_000_000, "input": [{}] * 1_000_000, "prompt": [""] * 1_000_000}
+    tracemalloc.start()
+    try:
+        assert all(read_texts({name: value}) is None for name, value in body.items())
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_nesting_ends_a_search_not_a_process() -> None:
@@ -250,7 +310,7 @@ NOTHING_SAID: list[dict[str, Any]] = [
     user([{"type": "image_url", "image_url": {"url": "u"}}]),
     user([{"type": "image", "source": {"type": "base64", "data": "AAAA"}}]),
     item(type="item_reference", id="msg_1"),
-    {"contents": [{"role": "model", "parts": [{"functionCall": {"name": "n"}}]}]},
+    {"contents": [{"role": "model", "parts": [{"functionCall": {"id": "n"}}]}]},
 ]
 
 
@@ -314,6 +374,9 @@ class TestSelect:
         assert self.texts(CONVERSATION, "user", last=True) == ["new", "er", "p"]
         assert self.texts(CONVERSATION, "*", last=True) == ["s", "a", "new", "er", "p"]
 
+    def test_what_is_no_message_hides_none(self) -> None:
+        assert self.texts({"input": [{"role": "user", "content": X}, "a"]}, "user", last=True) == [X, "a"]
+
     def test_no_list_hides_the_last_message_of_another(self) -> None:
         decoy = [{"role": "user", "content": "harmless"}]
         evil = [{"role": "user", "content": X}]
@@ -344,6 +407,63 @@ def test_side_by_side_is_not_one_statement() -> None:
         {"messages": [{"role": "user", "content": [{"toolUse": {"input": {"a": 1234, "b": 5678}}}]}]},
     ):
         assert "12345678" not in statements(read_texts(body) or ())
+
+
+def test_messages_in_depth_are_told_apart() -> None:
+    parts = [[{"type": "text", "text": text} for text in pair] for pair in ("ab", "cd")]
+    for body in (
+        {"input": {"messages": [{"content": content} for content in parts]}},
+        {"requests": [{"params": {"messages": [{"content": content}]}} for content in parts]},
+        {"requests": [{"system": content} for content in parts]},
+        {"messages": [{"content": "", "text": pair[0], "title": pair[1]} for pair in ("ab", "cd")]},
+    ):
+        said = list(statements(read_texts(body) or ()))
+        assert {"ab", "cd"} < set(said)
+        assert not any("bc" in text or "abcd" in text for text in said)
+
+
+usual = st.fixed_dictionaries({"type": st.just("text"), "text": st.text(max_size=4)})
+unusual = st.fixed_dictionaries({"text": st.text(max_size=4)}) | st.text(max_size=4)
+said_by = st.sampled_from(["user", "System", "nobody"])
+
+
+@given(st.lists(st.tuples(said_by, st.text(max_size=4) | st.lists(usual | unusual, max_size=5)), max_size=6))
+def test_what_is_usual_reads_as_what_is_not(messages: list[tuple[str, Any]]) -> None:
+    """The shortcuts for plain messages and parts change nothing but the time."""
+    usually = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    detour = {
+        "messages": [
+            {
+                "role": role,
+                "id": "",
+                "content": [_longer(part) for part in content] if isinstance(content, list) else content,
+            }
+            for role, content in messages
+        ]
+    }
+    assert read_texts(usually) == read_texts(detour)
+
+
+def _longer(part: Any) -> Any:
+    return {**part, "id": ""} if isinstance(part, dict) else part
+
+
+@given(st.dictionaries(st.text(max_size=5), st.text(), min_size=1, max_size=3), st.booleans())
+def test_what_is_json_is_also_read_with_its_escapes_resolved(arguments: dict[str, str], ascii_only: bool) -> None:
+    """S3.D2: the arguments of a call are JSON in a string, of which most clients escape all that is not ASCII."""
+    written = json.dumps(arguments, ensure_ascii=ascii_only)
+    call = {"function": {"name": "f", "arguments": written}}
+    said = list(statements(read_texts({"messages": [{"role": "assistant", "tool_calls": [call]}]}) or ()))
+    assert written in said
+    assert all(any(text in _paired(statement) for statement in said) for text in arguments.values())
+
+
+def _paired(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
+def test_what_is_no_json_is_read_as_it_is() -> None:
+    assert list(statements(read_texts({"prompt": r"a \u0062"}) or ())) == [r"a \u0062"]
 
 
 REPEATED = [

@@ -77,7 +77,7 @@ ALLOW = reply(completion('{"result":"allow"}', usage={"total_tokens": 42}))
 async def test_what_is_asked(bench: Bench) -> None:
     """S3.7, S3.12: path and model are the original's defaults."""
     verdict = await bench.verdict(ALLOW, "Hello", "我的qq是1234123")
-    assert verdict == Verdict(allowed=True, rule="model", tokens=42, model="qwen-turbo")
+    assert verdict == Verdict(allowed=True, rule="model", tokens=42)
     (received,) = bench.received
     assert (received.method, received.target) == ("POST", "/compatible-mode/v1/chat/completions")
     assert received.headers["authorization"] == f"Bearer {SECRET}"
@@ -293,10 +293,12 @@ def test_an_object_that_does_not_allow_and_whatever_says_deny_denies(content: st
         "result" * 30_000,
     ],
 )
-def test_content_that_is_not_one_object_is_a_failure(content: str) -> None:
+def test_content_that_is_not_one_object_is_no_verdict(content: str) -> None:
     """S3.10: a model that talks about the text is not taken for one that allows it."""
     reason = f"{UNDECIDED}content is not one JSON object"
-    assert read_answer(completion(content)) == Verdict(allowed=False, outcome="failure", reason=reason, message=reason)
+    assert read_answer(completion(content)) == Verdict(
+        allowed=False, outcome="unparsable", reason=reason, message=reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,10 +327,10 @@ def test_content_that_is_not_one_object_is_a_failure(content: str) -> None:
         (b'{"choices":[{"text":"{\\"result\\":\\"allow\\"}"}]}', "no content"),
     ],
 )
-def test_an_answer_that_is_no_completion_is_a_failure(body: bytes, detail: str) -> None:
+def test_an_answer_that_is_no_completion_is_no_verdict(body: bytes, detail: str) -> None:
     """S3.10, S3.D4: an empty list of choices was a panic."""
     verdict = read_answer(body)
-    assert (verdict.allowed, verdict.outcome) == (False, "failure")
+    assert (verdict.allowed, verdict.outcome) == (False, "unparsable")
     assert verdict.message.startswith(UNREADABLE + detail)
     assert len(verdict.message) < 150
 
@@ -392,7 +394,6 @@ async def test_a_denial(bench: Bench) -> None:
         rule="model",
         reason="external service returned deny",
         message=f"external service returned deny: {content}",
-        model="qwen-turbo",
     )
 
 
@@ -412,26 +413,29 @@ FAILURES: list[tuple[str, Script | bytes, str, str]] = [
     ("401", reply(b"<html>", 401), "failure", "external service returned non-200 status : 401"),
     ("201", reply(completion('{"result":"allow"}'), 201), "failure", "external service returned non-200 status : 201"),
     ("redirect", reply(b"", 307, "location: /x"), "failure", "external service returned non-200 status : 307"),
-    ("html", reply(b"<html>Log in</html>"), "failure", UNREADABLE),
-    ("huge", reply(b" " * 2 * MAX_ANSWER), "failure", f"external service: answer is longer than {MAX_ANSWER} bytes"),
-    ("stream", stream, "failure", f"external service: answer is longer than {MAX_ANSWER} bytes"),
+    ("no http", b"nonsense\r\n\r\n", "failure", "external service: answer is no HTTP"),
+    ("html", reply(b"<html>Log in</html>"), "unparsable", UNREADABLE),
+    ("null", reply(b"null"), "unparsable", UNREADABLE),
+    ("talks", reply(completion('They said {"result":"allow"}')), "unparsable", UNDECIDED),
+    ("fence", reply(completion('```json\n{"result":"allow"}')), "unparsable", UNDECIDED),
+    ("huge", reply(b" " * 2 * MAX_ANSWER), "unparsable", f"external service: answer is longer than {MAX_ANSWER} bytes"),
+    ("stream", stream, "unparsable", f"external service: answer is longer than {MAX_ANSWER} bytes"),
+    ("two", reply(completion('{"result":"allow","result":"deny"}')), "deny", DENIED),
     ("hang", hang, "timeout", "external service did not answer in time"),
     ("half", ALLOW[:-5], "timeout", "external service did not answer in time"),
 ]
 
 
-@pytest.mark.parametrize(("mode", "allowed"), [("deny", False), ("allow", True)])
+@pytest.mark.parametrize("allows", ["", "timeout", "failure", "timeout failure"])
 @pytest.mark.parametrize(
     ("script", "outcome", "message"), [case[1:] for case in FAILURES], ids=[c[0] for c in FAILURES]
 )
-async def test_trouble(
-    bench: Bench, script: Script | bytes, outcome: str, message: str, mode: str, allowed: bool
-) -> None:
-    """S3.9, S3.10, S3.D3: what follows is configured, and denies by default."""
+async def test_trouble(bench: Bench, script: Script | bytes, outcome: str, message: str, allows: str) -> None:
+    """S3.9, S3.10, S3.D3: without an answer what is configured follows; one that is no verdict never allows."""
     timeout = 0.1 if outcome == "timeout" else 10.0
-    modes = {"on_timeout" if outcome == "timeout" else "on_failure": mode}
+    modes = {f"on_{what}": "allow" if what in allows else "deny" for what in ("timeout", "failure")}
     verdict = await bench.verdict(script, "my secret", timeout=timeout, **modes)
-    assert (verdict.allowed, verdict.outcome, verdict.rule) == (allowed, outcome, "model")
+    assert (verdict.allowed, verdict.outcome, verdict.rule) == (outcome in allows.split(), outcome, "model")
     assert verdict.message.startswith(message)
     assert "secret" not in str(verdict)
 

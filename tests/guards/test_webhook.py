@@ -132,9 +132,9 @@ async def test_identities(bench: Bench, identity: Mapping[str, Any] | None, sent
     assert json.loads(bench.received[0].body)["identity"] == sent
 
 
-async def test_an_identity_that_is_no_json_is_a_failure(bench: Bench) -> None:
-    verdict = await bench.verdict(ALLOW, replace(ASKED, identity={"a": object()}))
-    assert (verdict.allowed, verdict.outcome) == (False, "failure")
+async def test_an_identity_that_is_no_json_is_refused(bench: Bench) -> None:
+    verdict = await bench.verdict(ALLOW, replace(ASKED, identity={"a": object()}), on_failure="allow")
+    assert (verdict.allowed, verdict.outcome) == (False, "deny")
     assert not bench.received
 
 
@@ -206,9 +206,9 @@ def test_what_can_never_work_is_refused_with_the_name_of_the_field(
         says(decision="replace", texts=[{"index": 0, "text": "a"}, {"index": 9, "text": "b"}]),
     ],
 )
-def test_what_is_not_in_the_contract_is_a_failure(body: bytes) -> None:
+def test_what_is_not_in_the_contract_is_no_verdict(body: bytes) -> None:
     verdict = read_answer(body, ASKED)
-    assert (verdict.allowed, verdict.outcome, verdict.replacements) == (False, "failure", ())
+    assert (verdict.allowed, verdict.outcome, verdict.replacements) == (False, "unparsable", ())
     assert verdict.reason.startswith(("external service returned ", "failed to unmarshal external response"))
 
 
@@ -216,9 +216,9 @@ def test_what_is_not_in_the_contract_is_a_failure(body: bytes) -> None:
 def test_anything_may_be_answered(value: Any) -> None:
     assert read_answer(json.dumps({"decision": "replace", "texts": value}).encode(), ASKED).outcome in (
         "allow",
-        "failure",
+        "unparsable",
     )
-    assert read_answer(json.dumps(value).encode(), ASKED).outcome == "failure"
+    assert read_answer(json.dumps(value).encode(), ASKED).outcome == "unparsable"
 
 
 @pytest.mark.parametrize("words", [None, 7, ["a"], {}])
@@ -249,17 +249,25 @@ async def test_all_texts_may_come_back(bench: Bench) -> None:
     assert verdict.replacements == tuple((("input", number), "я" * 50_000) for number in range(2))
 
 
-@pytest.mark.parametrize(("mode", "allowed"), [("deny", False), ("allow", True)])
+@pytest.mark.parametrize("mode", ["deny", "allow"])
 @pytest.mark.parametrize(
     ("script", "outcome", "reason"),
     [
         (reply(b"", 302, "location: /"), "failure", "external service returned non-200 status : 302"),
         (reply(says(decision="allow"), 202), "failure", "external service returned non-200 status : 202"),
-        (reply(b"<html>"), "failure", "failed to unmarshal external response: not a JSON object"),
+        (reply(b"<html>"), "unparsable", "failed to unmarshal external response: not a JSON object"),
+        (
+            reply(b'{"decision":"allow","decision":"deny"}'),
+            "unparsable",
+            "external service returned not exactly one decision",
+        ),
+        (reply(says(decision="maybe")), "unparsable", "external service returned an unknown decision"),
         (b"", "timeout", "external service did not answer in time"),
     ],
 )
-async def test_trouble(bench: Bench, script: bytes, outcome: str, reason: str, mode: str, allowed: bool) -> None:
+async def test_trouble(bench: Bench, script: bytes, outcome: str, reason: str, mode: str) -> None:
+    """S3.D3: an answer that is none never allows."""
+    allowed = mode == "allow" and outcome != "unparsable"
     timeout = 0.1 if outcome == "timeout" else 10.0
     verdict = await bench.verdict(script, timeout=timeout, on_failure=mode, on_timeout=mode)
     assert (verdict.allowed, verdict.outcome, verdict.reason, verdict.rule) == (allowed, outcome, reason, "webhook")

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from support.messages import request_headers
 
 from extproc.config.prompts import PromptLimits
+from extproc.config.secret_headers import CREDENTIAL_HEADERS
 from extproc.facts import RequestFacts
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.limits import LimitSet
 from extproc.limiter.seam import MAX_HITS, Code, Query
-from extproc.providers.prompt_limits import Missing, PromptQueries, legacy_body, limits_of
+from extproc.providers.prompt_limits import Missing, PromptQueries, counted_value, legacy_body, limits_of
 
 KEY, VALUE = "selector-key", "selector-value"
 SELECT = "x-arch-ratelimit-selector"
@@ -124,9 +125,45 @@ def test_which_selectors_a_request_has(trusted: bool, missing: str, limits: Any,
 def test_selectors_are_those_of_the_request_before_it_was_changed() -> None:
     """The credential of the provider may take the place of what selected a limit."""
     queries, about = PromptQueries(config_of(limit(50, header="authorization"))), facts({"authorization": "mine"})
+    before = queries.query(queries.select(about), "gpt-4", 1)
     selection = queries.select(about)
     about.change_headers([("authorization", "Bearer of-the-provider")], [SELECT])
-    assert dict(queries.query(selection, "gpt-4", 1).descriptors[0])["authorization"] == "mine"
+    assert queries.query(selection, "gpt-4", 1) == before != queries.query(queries.select(about), "gpt-4", 1)
+
+
+# --- keys that select
+
+
+KEY_OF_CLIENT = "Bearer sk-of-a-client"
+COUNTED = "sha256:39c5b3d143e11ed8"
+
+
+@pytest.mark.parametrize("header", [*CREDENTIAL_HEADERS, "x-own-key"])
+def test_a_key_is_counted_by_its_hash(header: str) -> None:
+    """S2.D24: descriptors, counters, overviews and refusals come of the query."""
+    config = config_of(limit(50, header=header), limit(20, KEY_OF_CLIENT, header=header))
+    secret = {*CREDENTIAL_HEADERS, "x-own-key"}
+    queries = PromptQueries(config, secret)
+    query = queries.query(queries.select(facts({header: KEY_OF_CLIENT})), "gpt-4", 21)
+    assert isinstance(query, Query)
+    assert dict(query.descriptors[0])[header] == counted_value(header, KEY_OF_CLIENT, secret) == COUNTED
+    made = limits_of(config, secret)
+    assert "sk-of" not in f"{query} {legacy_body(query)!r} {made}"
+    assert EmbeddedLimiter(LimitSet(made)).should_rate_limit(query).code is Code.OVER_LIMIT
+
+
+def test_nothing_that_the_limiter_shows_has_a_key_in_it() -> None:
+    config = config_of(limit(50, header="authorization"), limit(20, "Bearer sk-other", header="authorization"))
+    limiter = EmbeddedLimiter(LimitSet(limits_of(config)))
+    assert limiter.should_rate_limit(asked(config, {"authorization": KEY_OF_CLIENT}, tokens=30)).code is Code.OK
+    shown = repr(list(limiter.usage()))
+    assert COUNTED in shown
+    assert "sk-" not in shown
+
+
+def test_other_values_and_missing_keys_stay_as_they_are() -> None:
+    assert counted_value("x-team", "red", CREDENTIAL_HEADERS) == "red"
+    assert counted_value("authorization", "", CREDENTIAL_HEADERS) == ""
 
 
 @given(

@@ -15,6 +15,7 @@ from extproc.providers.provider import Provider, compile_provider
 
 ROUTING = "x-arch-llm-provider"
 SECRET = "sk-very-secret"
+BESIDES = {"api-key", "x-goog-api-key", "proxy-authorization", "cookie"}
 
 
 def compiled(secret: str | None = SECRET, foreign: tuple[str, ...] = (), **fields: Any) -> Provider:
@@ -62,10 +63,11 @@ def test_other_headers_are_set_but_never_in_place_of_these() -> None:
 @pytest.mark.parametrize(
     ("fields", "removed"),
     [
-        ({}, {"x-api-key", "api-key", "x-goog-api-key"}),
-        ({"credential": "none"}, {"authorization", "x-api-key", "api-key", "x-goog-api-key"}),
+        ({}, BESIDES | {"x-api-key"}),
+        ({"credential": "none"}, BESIDES | {"authorization", "x-api-key"}),
         ({"credential": "client"}, set()),
-        ({"credential": {"env": "K", "header": "x-api-key"}}, {"authorization", "api-key", "x-goog-api-key"}),
+        ({"credential": {"env": "K", "header": "x-api-key"}}, BESIDES | {"authorization"}),
+        ({"headers": {"cookie": "session=ours"}}, BESIDES - {"cookie"} | {"x-api-key"}),
         ({"credential": "none", "foreign": ("x-token", "x-token")}, {*CREDENTIAL_HEADERS, "x-token"}),
         ({"credential": "none", "headers": {"x-api-key": "public"}}, {*CREDENTIAL_HEADERS} - {"x-api-key"}),
     ],
