@@ -21,8 +21,10 @@ _EPILOG = """\
 examples:
   extproc demo                       the whole story on this machine: Envoy, limiter, model
   extproc demo maas | gloo           tiers by API key and token; JWT, RBAC and three windows a user
+  extproc demo plano | guard         providers, edits, limits of prompts; patterns, a guard model, cut answers
   extproc check deploy/extproc.yaml  is it valid, and what will it do?
   extproc serve deploy/extproc.yaml  serve Envoy
+  extproc envoy-config extproc.yaml  the Envoy that fits: clusters, routes, buffers, timeouts
   extproc compile policies/          what Kuadrant's documents come to
   extproc top                        who spends what, and how near limits are
   extproc limiter deploy/limits.yaml --listen 0.0.0.0:8081

@@ -19,7 +19,7 @@ from extproc.config.http_names import (
 )
 from extproc.config.masking import without_userinfo
 from extproc.config.model import Config
-from extproc.config.origins import parse_origin
+from extproc.config.origins import Origin, parse_origin
 from extproc.config.prompts import PromptLimit, PromptLimits
 from extproc.config.providers import Credential, Provider, Routing
 from extproc.config.secret_headers import secret_headers
@@ -131,9 +131,17 @@ def _destinations(providers: Sequence[Provider]) -> Iterator[Problem]:
         if provider.address is None:
             continue
         earlier = first.setdefault(provider.destination, index)
-        if providers[earlier].address != provider.address:
+        if _place(providers[earlier].address) != _place(provider.address):
             message = f"providers[{earlier}] goes to {quoted(provider.destination)} too, and says another address"
             yield Problem.at(("providers", index, "address"), message)
+
+
+def _place(address: str | None) -> Origin | str | None:
+    """Where an address leads, however it is written."""
+    try:
+        return parse_origin(address or "")
+    except ValueError:
+        return address
 
 
 def _shared_destinations(providers: Sequence[Provider]) -> Iterator[Problem]:

@@ -78,6 +78,12 @@ def note_answer(record: Record, planned: PlannedGuard, outcome: str, rule: str) 
     record.shared.decisions.note("guard", {**fields, "enforced": guard.enforces})
 
 
+def note_allowed_answer(record: Record, planned: PlannedGuard) -> None:
+    """A guard found nothing in an answer."""
+    guard = planned.guard
+    record.shared.metrics.guarding.judged(guard.name, "answer", "allow", enforced=guard.enforces)
+
+
 def withheld(record: Record, planned: PlannedGuard) -> Reply:
     """In place of an answer whose headers have not left."""
     assert record.action_set is not None

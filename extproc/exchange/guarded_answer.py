@@ -105,6 +105,9 @@ class _Watch:
             self._record.defect("response_body")
             self._broken = True
             return b""
+        if last and guard.denied is None and not self._told:
+            self._told = True
+            denials.note_allowed_answer(self._record, self._planned)
         if guard.denied is not None and not self._told:
             self._told = True
             outcome = "deny" if guard.denied.startswith("deny") else "unparsable"
@@ -185,6 +188,7 @@ class HeldAnswer:
         refusing: PlannedGuard | None = None
         for (planned, rules), judged in zip(self._guards, verdicts, strict=True):
             if judged == _ALLOWED:
+                denials.note_allowed_answer(self._record, planned)
                 continue
             allowed = judged.outcome == "unparsable" and not rules.denies_unparsable
             outcome = "deny" if judged.outcome == "denied" else "unparsable"

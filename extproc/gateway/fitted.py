@@ -156,6 +156,7 @@ def _answers(config: Config) -> Iterator[tuple[str, int]]:
 
 
 def _providers(config: Config) -> tuple[list[Placed], list[Problem]]:
+    """Those of one destination have one address, as has been checked."""
     placed: dict[str, Placed] = {}
     problems: list[Problem] = []
     for index, provider in enumerate(config.providers):
@@ -167,10 +168,7 @@ def _providers(config: Config) -> tuple[list[Placed], list[Problem]]:
             naming = f"providers[{index}].{'name' if provider.cluster is None else 'cluster'}"
             problems.append(Problem(naming, f"{quoted(name)} is another cluster of Envoy's; give it a `cluster`"))
             continue
-        here = Placed(name, provider.address, parse_origin(provider.address), field)
-        there = placed.setdefault(name, here)
-        if there.origin != here.origin:
-            problems.append(Problem(field, f"{there.field} says another address for {quoted(name)}"))
+        placed.setdefault(name, Placed(name, provider.address, parse_origin(provider.address), field))
     return list(placed.values()), problems
 
 

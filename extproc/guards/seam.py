@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 Path = tuple[str | int, ...]
 """Keys and indices from the root of a JSON document."""
 Outcome = Literal["allow", "deny", "overload", "timeout", "failure", "unparsable"]
-"""`overload`: not asked, or too late; `timeout` and `failure`: no answer; `unparsable`: an answer, or a request, that is
+"""`overload`: not asked, or too late; `timeout`, `failure`: no answer; `unparsable`: an answer, or a request, that is
 not understood."""
 
 

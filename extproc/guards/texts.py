@@ -152,18 +152,19 @@ def _messages_in_parts(texts: Sequence[Text]) -> dict[object, list[str]]:
         return {}
     parts: dict[object, list[str]] = {}
     wholes: dict[tuple[int, Path], object] = {}
+    apart: Path = ("",)
     for text in texts:
-        number = text.message
-        if siblings[number] == 1:
+        number, path = text.message, text.path
+        if siblings[number] == 1 or path[: len(apart)] == apart:
             continue
-        path = _without_index(text.path) if number >= 0 else text.path
-        place = number, path
+        place = number, _without_index(path) if number >= 0 else path
         if place not in wholes:
-            is_within = number >= 0 and wholes.get((number, path[:-1]), text) is None
-            wholes[place] = None if is_within else _whole(text)
+            wholes[place] = _whole(text)
         whole = wholes[place]
         if whole is not None:
             parts.setdefault(whole, []).append(text.text)
+        elif number >= 0:
+            apart = path
     return {whole: pieces for whole, pieces in parts.items() if len(pieces) > 1}
 
 
@@ -246,7 +247,7 @@ class _Reader:
         """A list of messages. The most usual ones are read without a detour."""
         if not isinstance(value, list):
             raise _UnreadableError
-        self._afford(value)
+        self._afford(len(value))
         if not all(isinstance(message, dict) for message in value):
             raise _UnreadableError
         plain = _plain(value, path, "role", "content")
@@ -265,12 +266,12 @@ class _Reader:
 
     def turn(self, value: dict[str, Any], role: str, path: Path) -> None:
         """One message of a list."""
-        self._afford(value)
+        self._afford(len(value))
         self.part(value, _role(value), path)
 
     def item(self, value: dict[str, Any], role: str, path: Path) -> None:
         """One item of the input of Responses."""
-        self._afford(value)
+        self._afford(len(value))
         self.part(value, _role(value, typed=True), path)
 
     def message(self, value: Any, role: str, path: Path) -> None:
@@ -290,7 +291,7 @@ class _Reader:
         if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
             self.strings(value, role, path)
             return
-        self._afford(value)
+        self._afford(len(value))
         items: list[_Value] = []
         for index, item in enumerate(value):
             if isinstance(item, dict):
@@ -333,7 +334,7 @@ class _Reader:
     def content(self, value: Any, role: str, path: Path) -> None:
         """A string, a part, or a list of them. The most usual parts are read without a detour."""
         if isinstance(value, list):
-            self._afford(value)
+            self._afford(len(value))
             plain = _plain(value, path, "type", "text")
             self._texts += [
                 Text(role, part["text"], (*path, index, "text"), self._message)
@@ -385,7 +386,7 @@ class _Reader:
     def structured(self, value: Any, role: str, path: Path) -> None:
         """JSON as a model is shown it."""
         if isinstance(value, dict):
-            self._afford(value)
+            self._afford(len(value))
             for name in value:
                 self._text(name, role, path)
             self._push([(_Reader.structured, value[name], role, (*path, name), self._message) for name in value])
@@ -447,17 +448,17 @@ class _Reader:
         self._texts.append(Text(role, value, path, self._message))
 
     def _each(self, read: _Read, values: list[Any], role: str, path: Path, start: int = 0) -> None:
-        self._afford(values[start:])
+        self._afford(len(values) - start)
         self._push([(read, values[index], role, (*path, index), self._message) for index in range(start, len(values))])
 
-    def _afford(self, values: Sized) -> None:
-        """Before anything is made of them."""
-        if len(values) > self._left:
+    def _afford(self, count: int) -> None:
+        """Whether so many may still be looked at, before anything is made of them."""
+        if count > self._left:
             raise _UnreadableError
 
     def _look_at_names(self, value: Sized) -> None:
         """Of an object whose members are not all read."""
-        self._afford(value)
+        self._afford(len(value))
         self._left -= max(0, len(value) - _FEW_NAMES)
 
     def _push(self, values: Sequence[_Value]) -> None:

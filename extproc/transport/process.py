@@ -40,7 +40,12 @@ def add_external_processor(server: grpc.aio.Server, open_exchange: Callable[[], 
                 reply = exchange.receive(message)
                 if reply is None:
                     continue
-                await context.write(reply if isinstance(reply, bytes) else await reply)
+                if not isinstance(reply, bytes):
+                    reply = await reply
+                try:
+                    await context.write(reply)
+                except Exception:  # noqa: BLE001 - gRPC has several for a stream that was reset meanwhile
+                    return
                 if exchange.digest():
                     return
         finally:

@@ -460,6 +460,7 @@ HERE_ONE, THERE_ONE = {"address": "https://a.example.com"}, {"address": "https:/
     [
         (HERE_ONE, THERE_ONE, True, False),
         (HERE_ONE, HERE_ONE, False, False),
+        (HERE_ONE, {"address": "https://a.example.com:443"}, False, False),
         (HERE_ONE, {}, False, True),
         ({}, {}, False, True),
         ({"credential": GPT_4O["credential"]}, {}, False, False),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from extproc.config.errors import ConfigError
 from extproc.config.load import parse_config
 from extproc.config.model import Config
 from extproc.gateway.buffers import Buffers
@@ -302,5 +303,5 @@ class TestProviders:
 
     def test_one_cluster_cannot_have_two_addresses(self) -> None:
         other = {**GPT, "name": "b", "cluster": "gpt", "default": False, "address": "https://b.example"}
-        with pytest.raises(Unfit, match=r"^providers\[1\]\.address: providers\[0\]\.address says another"):
+        with pytest.raises(ConfigError, match=r"providers\[1\]\.address: providers\[0\] .* says another address"):
             fitted(providers=[GPT, other])

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import grpc
 import pytest
@@ -27,6 +28,7 @@ from extproc.bodies.reader import ReaderFactory
 from extproc.exchange import Exchange
 from extproc.exchange.settlement import Settlement
 from extproc.limiter.seam import Code, Decision
+from extproc.transport.process import SERVICE, add_external_processor
 from extproc.wire.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 
 KINDS = ["request_headers", "response_headers", "response_body"]
@@ -306,3 +308,17 @@ async def test_trailers_of_both_sides_are_answered(servers) -> None:
         ]
         assert await converse(channel, *messages) == [message.WhichOneof("request") for message in messages]
     assert servers.reported == [24]
+
+
+async def test_a_stream_that_is_reset_while_it_is_answered_ends_without_a_word() -> None:
+    """gRPC has errors of its own for that; none of them leaves the handler, and the exchange is closed."""
+    gateway = Gateway(configured(S0))
+    handlers: list[Any] = []
+    server = Mock(add_generic_rpc_handlers=lambda added: handlers.extend(added))
+    add_external_processor(server, gateway.open)
+    handler = handlers[0].service(Mock(method=f"/{SERVICE}/Process", invocation_metadata=()))
+    context = AsyncMock()
+    context.read.return_value = request_headers(ends=True).SerializeToString()
+    context.write.side_effect = RuntimeError("the batch failed")
+    await handler.stream_stream(None, context)
+    assert (context.write.await_count, gateway.metrics.exchanges_open) == (1, 0)
