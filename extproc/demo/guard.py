@@ -170,7 +170,7 @@ async def _misbehaviours(caller: Caller, judge: Simulator) -> None:
         _show(caller, each.what, await caller.ask({}), each.refusal)
     await caller.reconfigure(watched(judge, port=free_port()))
     _show(caller, "is not there", await caller.ask({}), "external service: ")
-    page.line("  Only an explicit allow allows; `onFailure` and `onTimeout` say otherwise.")
+    page.line("  Only an explicit allow allows; `onFailure` and `onTimeout` decide where no answer came at all.")
 
 
 async def _persuasion(caller: Caller, judge: Simulator) -> None:

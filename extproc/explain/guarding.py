@@ -57,7 +57,8 @@ def _outside(outside: Outside) -> str:
     remembered = f"verdicts count for {seconds(cache.ttl)}" if cache.entries else "no verdict is remembered"
     return (
         f"{credential_of(outside.credential)}, within {seconds(outside.timeout)}; {remembered}\n"
-        f"    no answer in time {_EVENTUALLY[outside.on_timeout]}, a failure {_EVENTUALLY[outside.on_failure]}"
+        f"    no answer in time {_EVENTUALLY[outside.on_timeout]}, no connection or another status than 200 "
+        f"{_EVENTUALLY[outside.on_failure]};\n    overload, and an answer that is no clear verdict, refuse it always"
     )
 
 

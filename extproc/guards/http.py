@@ -122,7 +122,6 @@ async def _read(response: aiohttp.ClientResponse, longest: int) -> bytes:
     async for piece in response.content.iter_any():
         body += piece
         if len(body) > longest:
-            response.close()
             raise TooLongError(f"answer is longer than {longest} bytes")
         # What has come already is there without waiting: others get their turn all the same.
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 import re2
 
 from extproc.guards.seam import Outcome, Text
-from extproc.guards.texts import all_lines, statements
+from extproc.guards.texts import all_lines, is_beside, statements
 
 _MEMORY: Final = 2 << 20
 """Bytes that one pattern may take, compiled and searching. Where a search needs more it takes longer instead."""
@@ -63,14 +63,15 @@ class Patterns:
         """Why one of the texts may not pass; None when all may.
 
         No text may match a deny rule, nor may the parts of one message read as one, nor what is JSON as it reads. Each
-        text, an empty one too, has to match an allow rule if there are any.
+        text, an empty one too, has to match an allow rule if there are any, but for names and stop sequences, which nobody says.
         """
         if self._deny and not self._deny.is_in_no_line(texts):
             for text in statements(texts):
                 rule = self.denied_by(text)
                 if rule is not None:
                     return Refusal(rule, f"request was denied by deny rule {rule}")
-        if self._allow and not all(self._allow.matches(_bytes(text.text)) for text in texts):
+        said = (text for text in texts if not is_beside(text)) if self._allow else ()
+        if not all(self._allow.matches(_bytes(text.text)) for text in said):
             return Refusal("allow", "request was denied because no allow rule matched")
         return None
 

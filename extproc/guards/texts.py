@@ -88,25 +88,33 @@ def select(texts: Sequence[Text], roles: frozenset[str], last_user_message_only:
     return tuple(text for text in chosen if text.role != USER or text.message in kept)
 
 
+def is_beside(text: Text) -> bool:
+    """Whether it is a name or a stop sequence: a model is shown it, but nobody says it."""
+    names = [_fold(step) for step in text.path if isinstance(step, str)]
+    return bool(names) and names[-1] in _BESIDE
+
+
 def statements(texts: Sequence[Text]) -> Iterator[str]:
     """All texts, and the parts of one message as one: servers put nothing between them, or a line's end.
 
     Each as it is, and, if it is JSON such as the arguments of a call, with its escapes resolved as well.
     """
-    said = [text.text for text in texts]
-    for pieces in _messages_in_parts(texts).values():
-        said += ("".join(pieces), "\n".join(pieces))
-    for text in said:
+    for text in _said(texts):
         yield text
         yield from _resolved(text)
 
 
 def all_lines(texts: Sequence[Text]) -> str:
     """One text that has all statements in it, each between the ends of lines."""
+    said = _said(texts)
+    return "\n".join(chain(said, *map(_resolved, said)))
+
+
+def _said(texts: Sequence[Text]) -> list[str]:
     said = [text.text for text in texts]
     for pieces in _messages_in_parts(texts).values():
         said += ("".join(pieces), "\n".join(pieces))
-    return "\n".join(chain(said, *map(_resolved, said)))
+    return said
 
 
 def _resolved(text: str) -> Iterable[str]:
@@ -563,6 +571,7 @@ _STRUCTURED: Final = frozenset(
     )
 )
 
+_BESIDE: Final = frozenset(("name", "toolname", "stop", "stopsequences"))
 _NAMES_OF_PARTS: Final = frozenset(("name", "toolname"))
 _NO_PROSE: Final = _STRUCTURED | _NAMES_OF_PARTS
 """Members whose strings are no parts of what is said."""

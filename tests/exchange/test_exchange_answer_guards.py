@@ -834,6 +834,10 @@ async def test_a_defect_while_a_verdict_is_noted_lets_nothing_more_pass(
 
     monkeypatch.setattr("extproc.exchange.denials.note_answer", broken)
     gateway = open_gateway(config(answers={"maxBody": 100}))
-    pieces = [response_body(b'{"a":"' + b"x" * 200, ends=False), response_body(b"more", ends=False), response_body(b"}")]
+    pieces = [
+        response_body(b'{"a":"' + b"x" * 200, ends=False),
+        response_body(b"more", ends=False),
+        response_body(b"}"),
+    ]
     sent = [response_headers(), *pieces]
     assert shown(sent, await asked(gateway, *sent, mode=STREAMED)) == b""

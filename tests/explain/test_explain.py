@@ -191,7 +191,10 @@ class TestGuards:
             ({}, "It refuses nothing of what it can read"),
             ({"model": MODEL}, "qwen-turbo is asked, at https://guard.example:443/compatible-mode/v1/chat/completions"),
             ({"model": MODEL}, "with the credential of the variable GUARD_KEY in `authorization`, within 2500ms"),
-            ({"model": MODEL}, "no answer in time lets it pass, a failure refuses the request"),
+            (
+                {"model": MODEL},
+                "no answer in time lets it pass, no connection or another status than 200 refuses the request",
+            ),
             ({"model": {**MODEL, "cache": {"entries": 0}}}, "no verdict is remembered"),
             (
                 {"model": {**MODEL, "report": {"service": "used", "scope": "guards", "labels": {"h": "request.host"}}}},

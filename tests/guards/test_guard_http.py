@@ -9,12 +9,14 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from support.http_peer import HttpPeer, Received, Script, reply
 from support.pki import Pki
 
-from extproc.guards.http import MAX_ANSWER, HttpClient, HttpError, Response, TooLongError
+from extproc.guards.http import MAX_ANSWER, HttpClient, HttpError, Response, TooLongError, _read, _socket
 
 Serve = Callable[..., Awaitable[HttpPeer]]
 SECRET = "Bearer sk-very-secret"
@@ -176,24 +178,44 @@ async def test_of_a_flood_hardly_more_is_taken_than_is_read(serve: Serve, client
     assert MAX_ANSWER // 2 < sent < 3 * MAX_ANSWER
 
 
-async def test_the_connection_of_a_flood_is_gone_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_connection_of_a_flood_is_gone_at_once(
+    serve: Serve, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And little comes in at a time: what is parsed at a stretch, while everybody else waits."""
-    made: list[socket.socket] = []
-    create = socket.socket
+    made: list[tuple[socket.socket, int]] = []
 
-    def remembered(*args: int) -> socket.socket:
-        made.append(create(*args))
-        return made[-1]
+    def remembered(address: aiohttp.AddrInfoType) -> socket.socket:
+        ours = _socket(address)
+        made.append((ours, ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)))
+        return ours
 
+    monkeypatch.setattr("extproc.guards.http._socket", remembered)
     peer = await serve(b"HTTP/1.1 200 S\r\n\r\n" + b"x" * 8 * MAX_ANSWER)
-    client = HttpClient()
-    monkeypatch.setattr("extproc.guards.http.socket.socket", remembered)
     with pytest.raises(TooLongError):
-        await client.post(peer.url, b"{}", {})
-    (ours,) = made
-    await asyncio.wait_for(peer.left.wait(), 5)
+        await client.post(peer.url, b"x" * 3_000_000, {})
+    await asyncio.sleep(0)
+    ((ours, received),) = made
     assert ours.fileno() == -1
-    await client.close()
+    assert received <= 64 * 1024
+
+
+async def test_others_get_their_turn_while_an_answer_is_read() -> None:
+    """Also when all of it is there already."""
+    turns: list[str] = []
+
+    async def other() -> None:
+        turns.append("other")
+
+    class Body:
+        async def iter_any(self) -> AsyncIterator[bytes]:
+            for piece in (b"a", b"b"):
+                turns.append(piece.decode())
+                yield piece
+
+    task = asyncio.create_task(other())
+    assert await _read(SimpleNamespace(content=Body()), 2) == b"ab"
+    assert turns == ["a", "other", "b"]
+    await task
 
 
 async def test_a_bomb_is_not_unpacked(serve: Serve, client: HttpClient) -> None:

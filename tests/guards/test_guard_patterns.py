@@ -332,3 +332,15 @@ async def test_others_go_on_while_a_long_text_is_searched(worker: MakeWorker) ->
         turns += 1
     assert await searching is None
     assert turns > 20
+
+
+@pytest.mark.parametrize("extra", [{"stop": ["\n"]}, {"stop": "END"}, {"stop_sequences": ["x"]}])
+def test_what_nobody_says_needs_no_allow_rule(extra: dict[str, Any]) -> None:
+    """A name and stop sequences may be denied, but an allow list is about what is said (S3.6)."""
+    message = {"role": "user", "content": "the weather", "name": "ann"}
+    texts = read_texts({"messages": [message], **extra})
+    assert texts is not None
+    assert {"ann"} < {text.text for text in texts}
+    assert Patterns(allow=["weather"]).judge(texts) is None
+    assert Patterns(allow=["sports"]).judge(texts) is not None
+    assert Patterns(deny=["^ann$"]).judge(texts) is not None
