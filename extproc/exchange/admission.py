@@ -235,7 +235,8 @@ class Admission:
             return denials.too_large(record)
         if self._model_guard is not None and not self._model_guard.allows(body.data):
             return denials.rejected(record, "model", 403, "the model is not allowed")
-        if self._edits and not body.is_encoded and (problem := _problem(body)):
+        # Where guards look, it is theirs to say what follows from a body that they cannot read.
+        if self._edits and self._guarding is None and not body.is_encoded and (problem := _problem(body)):
             return denials.rejected(record, "body", 400, "the request body cannot be edited", message=problem)
         if action_set.decides_on_body and body.unread is not None and action_set.denies_on_failure:
             return denials.unreadable(record, body.unread)

@@ -63,7 +63,8 @@ class Patterns:
         """Why one of the texts may not pass; None when all may.
 
         No text may match a deny rule, nor may the parts of one message read as one, nor what is JSON as it reads. Each
-        text, an empty one too, has to match an allow rule if there are any, but for names and stop sequences, which nobody says.
+        text, an empty one too, has to match an allow rule if there are any, but for names and stop sequences: nobody
+        says those.
         """
         if self._deny and not self._deny.is_in_no_line(texts):
             for text in statements(texts):
