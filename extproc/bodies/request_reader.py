@@ -52,6 +52,16 @@ def _parsed(body: bytes) -> Any:
         return json.loads(body, strict=False)
 
 
+def added(body: bytes | bytearray, piece: bytes) -> bytes | bytearray:
+    """`body` and one more piece; the first is not copied, and the others are not kept one by one."""
+    if not body:
+        return piece
+    if isinstance(body, bytes):
+        body = bytearray(body)
+    body += piece
+    return body
+
+
 class RequestReader:
     """Holds a body and parses it once; what should be JSON and is none could not be read."""
 
@@ -70,24 +80,25 @@ class RequestReader:
         self._wanted = wanted
         self._largest = largest
         self._is_json = is_json
-        self._body = bytearray()
+        self._body: bytes | bytearray = b""
+        """What came in one piece is not copied."""
 
     def feed(self, data: bytes) -> None:
         """Hold the next piece."""
         if self.unread is None:
-            self._body += data
+            self._body = added(self._body, data)
             if len(self._body) > self._largest:
                 self._give_up()
 
     def close(self) -> None:
         """Parse what is held."""
-        body = self._body
+        body, self._body = bytes(self._body), b""
         if len(body) > MARKS and sum(map(body.count, (b",", b"[", b"{"))) > MARKS:
             self._give_up()
-        if self.unread is not None or not body.strip():
+        if self.unread is not None or not body or body.isspace():
             return
         try:
-            self.document = _parsed(bytes(body.removeprefix(_BOM)))
+            self.document = _parsed(body.removeprefix(_BOM))
         except (ValueError, RecursionError):
             self.unread = "corrupt" if self._is_json else None
             return
@@ -96,4 +107,4 @@ class RequestReader:
 
     def _give_up(self) -> None:
         self.unread = "too_large"
-        self._body = bytearray()
+        self._body = b""

@@ -361,7 +361,7 @@ class Admission:
 def _problem(body: RequestBody) -> str:
     """What the parser says of a body that is to be edited and cannot be (S2.10); "" of one that can, or is empty."""
     try:
-        if body.data.strip():
+        if body.data and not body.data.isspace():
             read_object(body.data, body.document)
     except Uneditable as error:
         return str(error)

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from extproc import replies
 from extproc.bodies.findings import Values
 from extproc.bodies.reader import BodyReader, Unread
-from extproc.bodies.request_reader import RequestReader
+from extproc.bodies.request_reader import RequestReader, added
 from extproc.replies import Reply
 from extproc.usage.held import HeldPrompt
 from extproc.wire.processing_mode_pb2 import ProcessingMode
@@ -35,8 +35,8 @@ class RequestBody:
     """What came of a body. Everything that is kept longer than until it is decided about is kept in `prompt`."""
 
     __slots__ = (
+        "_data",
         "_messages",
-        "_pieces",
         "_prompt",
         "_reader",
         "complete",
@@ -50,7 +50,7 @@ class RequestBody:
 
     def __init__(self, prompt: HeldPrompt, reader: BodyReader | None) -> None:
         self._prompt = prompt
-        self._pieces: list[bytes] = []
+        self._data: bytes | bytearray = b""
         self._messages = 0
         self._reader = reader
         self.complete = False
@@ -77,9 +77,9 @@ class RequestBody:
             self._reader.feed(piece)
             self._messages += 1
             if self._reader.unread == "too_large":
-                self._pieces = []  # nobody looks at a part
+                self._data = b""  # nobody looks at a part
             else:
-                self._pieces.append(piece)
+                self._data = added(self._data, piece)
 
     def read(self) -> None:
         """No more will come."""
@@ -104,16 +104,16 @@ class RequestBody:
     @property
     def data(self) -> bytes:
         """All of it, as it is to go on."""
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
+        if not isinstance(self._data, bytes):
+            self._data = bytes(self._data)
+        return self._data
 
     def replace(self, data: bytes) -> None:
         """Let other bytes go on in its place."""
-        self._pieces = [data]
+        self._data = data
         self.edited = True
 
     def forget(self) -> None:
         """It is decided."""
-        self._pieces = []
+        self._data = b""
         self.document = None
