@@ -207,7 +207,7 @@ def _limited_message(limit: str, quotas: Sequence[Quota], wait: int | None) -> s
     size = f": {quotas[0].maximum}" if quotas else ""
     window = f" in {quotas[0].window} s" if quotas and quotas[0].window else ""
     again = f" Please try again in {wait} s." if wait is not None else ""
-    if quotas and wait is None:
+    if window and wait is None:
         again = " The request needs more than all of it."
     return f"Rate limit{name} reached{size}{window}.{again}"
 

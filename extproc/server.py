@@ -35,6 +35,7 @@ from extproc.telemetry.decisions import DecisionLog
 from extproc.telemetry.logs import configure
 from extproc.telemetry.metrics import Metrics
 from extproc.telemetry.nearness import LimitWatch
+from extproc.telemetry.redact import mask
 from extproc.telemetry.spending import Spending
 from extproc.transport.listener import GrpcServer
 from extproc.transport.process import SERVICE, add_external_processor
@@ -275,5 +276,10 @@ class Server:
 
 
 def _apart(error: ConfigError) -> str:
-    """The problems with their fields apart, as for warnings."""
-    return "; ".join(f"{problem.message} ({problem.path or problem.file})" for problem in error.problems)
+    """The text of `error`, with fields apart where their names would hide what follows in a log."""
+    lines = (str(problem) for problem in error.problems)
+    readable = (
+        line if mask(line) == line else f"{problem.message} ({problem.path})"
+        for line, problem in zip(lines, error.problems, strict=True)
+    )
+    return f"failed to parse {error.what}: " + "\n".join(readable)

@@ -86,7 +86,8 @@ class TestPage:
         assert page["totals"]["tokens"] == 560
         assert page["totals"]["requests"] == {
             "allowed": 2, "refused": 1, "unauthenticated": 0, "unauthorized": 1, "model": 0, "no_limit": 0,
-            "no_match": 0, "no_provider": 0, "no_selector": 0, "body": 0, "guard": 0,
+            "no_match": 0, "no_provider": 0, "no_selector": 0, "body": 0, "encoding": 0, "too_large": 0,
+            "guard": 0, "failure": 0,
         }  # fmt: skip
         assert page["totals"]["refusals"] == [{"namespace": "route", "limit": "minute", "requests": 1}]
         assert page["totals"]["sources"]["reported"] == 1

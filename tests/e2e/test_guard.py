@@ -654,7 +654,7 @@ async def test_prompts_and_keys_are_in_no_log(
     gateway: Running, access_log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S3.D8, S3.D17: at any level, neither what is refused nor why in its words."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "extproc")
     for text in (ACCOUNT, NUMBER, "a harmless secret"):
         await gateway.post(question(text), {"authorization": "Bearer client-secret"})
     await gateway.post(question(HARMLESS), IDENTITY)

@@ -564,7 +564,7 @@ async def test_secrets_and_prompts_are_in_no_log(
     shared: Running, access_log: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S2.D17, S2.D24: credentials, the client's too, prompts and selectors; at any level."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "extproc")
     await shared.begin(plano())
     hidden = {"authorization": "Bearer client-secret", "selector-key": "selector-value"}
     for body, headers in (

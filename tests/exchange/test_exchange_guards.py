@@ -145,7 +145,7 @@ async def test_a_host_with_its_port_in_the_configuration(open_gateway: Open) -> 
 
 async def test_a_host_that_nobody_guards_is_left_alone(open_gateway: Open, caplog: pytest.LogCaptureFixture) -> None:
     """S3.1: one message, no bodies, and the original's words in the log."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "extproc.exchange")
     gateway = open_gateway(guarded(hosts=("llm.example.com",)))
     (answer,) = await gateway.exchange(request_headers(host="other.example.com"))
     assert answer.WhichOneof("response") == "request_headers"

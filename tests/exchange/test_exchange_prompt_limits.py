@@ -390,7 +390,7 @@ async def test_who_is_over_a_limit_is_told_as_always(
     sections: dict[str, Any], body: str, content_type: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S2.D24: without the value of the selector, which may be a credential, anywhere."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "extproc")
     limited = Limited(limiting(limit(50, header="authorization"), base=sections))
     assert await limited.ask(47, {"authorization": SECRET}) == 0
     reply = await limited.reply(47, {"authorization": SECRET})

@@ -334,7 +334,7 @@ async def test_limits_do_not_go_by_what_is_not_believed(headers: dict[str, str])
 
 async def test_a_secret_is_shown_to_nobody_but_its_provider(caplog: pytest.LogCaptureFixture) -> None:
     """S2.D17, S4.D12: no line at any level, no metric, page, refusal, answer, descriptor or text of an object."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "extproc")
     config = configured(
         providers=ALL,
         requestData={"a": "request.headers['authorization']"},
