@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from extproc.config.address import Address, Tcp, parse_address, valid_hostname, valid_ipv6
+from extproc.config.address import Address, Tcp, parse_address
 from extproc.config.check_guards import find_guard_problems
 from extproc.config.check_providers import find_provider_problems, find_provider_warnings
 from extproc.config.errors import ConfigError, Problem, Step, listed, quoted, shown, similar
 from extproc.config.fields import ClientTls
 from extproc.config.files import Files, Unreadable
+from extproc.config.http_names import find_header_problems, find_hostname_problems
 from extproc.config.masking import without_userinfo
-from extproc.config.model import ActionSet, Config, Endpoint, ServerTls
+from extproc.config.model import Config, Endpoint, ServerTls
 from extproc.config.storage import parse_storage
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def find_problems(config: Config, files: Files) -> Iterator[Problem]:
@@ -65,7 +65,8 @@ def _action_sets(config: Config) -> Iterator[Problem]:
         steps = ("actionSets", index)
         if (earlier := first.setdefault(action_set.name, index)) != index:
             yield Problem.at((*steps, "name"), f"{quoted(action_set.name)} is the name of actionSets[{earlier}] too")
-        yield from _hostnames(action_set, (*steps, "routeRuleConditions", "hostnames"))
+        hostnames = action_set.route_rule_conditions.hostnames
+        yield from find_hostname_problems(hostnames, (*steps, "routeRuleConditions", "hostnames"))
         for number, action in enumerate(action_set.actions):
             service = config.services.get(action.service)
             where = (*steps, "actions", number, "service")
@@ -84,35 +85,6 @@ def _auth_scope(config: Config, scope: str, endpoint: str, where: Sequence[Step]
         guess = similar(scope, config.auth_configs)
         known = listed(config.auth_configs)
         yield Problem.at(where, f"{quoted(scope)} is not in `authConfigs`{guess or ','} known: {known}")
-
-
-def _hostnames(action_set: ActionSet, steps: Sequence[Step]) -> Iterator[Problem]:
-    first: dict[str, int] = {}
-    for index, hostname in enumerate(action_set.route_rule_conditions.hostnames):
-        if (earlier := first.setdefault(hostname, index)) != index:
-            yield Problem.at((*steps, index), f"{quoted(hostname)} is given twice, also as hostnames[{earlier}]")
-        elif wrong := _hostname_fault(hostname):
-            yield Problem.at((*steps, index), f"{quoted(without_userinfo(hostname))}: {wrong}")
-
-
-def _hostname_fault(hostname: str) -> str:
-    """What is wrong with a pattern, "" when it is right."""
-    name = hostname.removeprefix("*.")
-    if hostname == "*" or valid_hostname(name) or _is_bracketed_ipv6(hostname):
-        return ""
-    if "://" in hostname:
-        return "a hostname has no scheme"
-    if "*" in name:
-        return "`*` stands alone or in front of the first dot, as in `*.example.com`"
-    if ":" in name:
-        return "a hostname has no port; an IPv6 address is written in brackets"
-    if not name.isascii():
-        return "write an international name in its `xn--` form"
-    return "not a hostname"
-
-
-def _is_bracketed_ipv6(hostname: str) -> bool:
-    return hostname.startswith("[") and hostname.endswith("]") and valid_ipv6(hostname[1:-1])
 
 
 def _endpoints(config: Config, files: Files) -> Iterator[Problem]:
@@ -197,7 +169,7 @@ def _storage(config: Config, files: Files) -> Iterator[Problem]:
 def _auth_headers(config: Config) -> Iterator[Problem]:
     for name, auth in config.auth_configs.items():
         for denial in ("unauthenticated", "unauthorized"):
-            yield from _header_fields(getattr(auth, denial).headers, ("authConfigs", name, denial, "headers"))
+            yield from find_header_problems(getattr(auth, denial).headers, ("authConfigs", name, denial, "headers"))
         for header in auth.headers:
             if not _TOKEN.fullmatch(header):
                 yield Problem.at(("authConfigs", name, "headers", header), "not the name of an HTTP header")
@@ -212,18 +184,10 @@ def _auth_headers(config: Config) -> Iterator[Problem]:
 
 
 def _answers(config: Config) -> Iterator[Problem]:
-    yield from _header_fields(config.deny_with.headers, ("denyWith", "headers"))
+    yield from find_header_problems(config.deny_with.headers, ("denyWith", "headers"))
     for index, action_set in enumerate(config.action_sets):
         if action_set.deny_with is not None:
-            yield from _header_fields(action_set.deny_with.headers, ("actionSets", index, "denyWith", "headers"))
+            yield from find_header_problems(action_set.deny_with.headers, ("actionSets", index, "denyWith", "headers"))
     identifier = config.observability.http_header_identifier
     if identifier is not None and not _TOKEN.fullmatch(identifier):
         yield Problem("observability.httpHeaderIdentifier", "not the name of an HTTP header")
-
-
-def _header_fields(headers: Mapping[str, str], steps: Sequence[Step]) -> Iterator[Problem]:
-    for name, value in headers.items():
-        if not _TOKEN.fullmatch(name):
-            yield Problem.at((*steps, name), "not the name of an HTTP header")
-        if _CONTROL.search(value):
-            yield Problem.at((*steps, name), "a header's value holds no line breaks or control characters")
