@@ -283,7 +283,7 @@ async def test_an_empty_body_and_none(gateway: Running) -> None:
 
 
 async def test_http_2_and_trailers_of_requests(shared: Running) -> None:
-    """G11, GX6: the end of a body is told by trailers; without a length it might be a part then, and is refused."""
+    """G11: the end of a body is told by trailers; without a length it might be a part then, and is refused."""
     await shared.begin(patterns())
     address = shared.stack.envoy.address
     for text, status in ((HARMLESS, 200), (ACCOUNT, 403)):
