@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from extproc.identity.seam import Verdict
 from extproc.limiter.embedded import EmbeddedLimiter
 from extproc.limiter.limits import LimitSet
 from extproc.limiter.seam import Code, Decision, LimiterError
+from extproc.usage import estimate
 from extproc.usage.estimate import Estimator
 from extproc.usage.vocabulary import Vocabulary
 from extproc.wire.external_processor_pb2 import ProcessingResponse
@@ -289,14 +291,27 @@ async def test_the_tokens_of_a_prompt(body: bytes, tokens: int, vocabulary: Voca
     assert [hits for _, hits in asked(gateway)] == [tokens]
 
 
-async def test_a_long_prompt_is_counted_and_nobody_waits_for_it(vocabulary: Vocabulary) -> None:
-    """S2.D20: 300 KB in a thread, while others are answered."""
+async def test_a_long_prompt_is_counted_and_nobody_waits_for_it(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S2.D20: 300 KB in a thread, while others are answered: it goes on only when they are."""
+    answered = threading.Event()
+
+    def when_answered(piece: str, encoding: Any) -> int:
+        assert answered.wait(5)
+        return count(piece, encoding)
+
+    count = estimate._count_piece
+    monkeypatch.setattr(estimate, "_count_piece", when_answered)
+    monkeypatch.setattr("extproc.exchange.admission.COUNTING", 60.0)
     gateway = counting(vocabulary)
     body = said((EIGHT + " ") * 7_500)
     assert len(body) > 300_000
     long = asyncio.create_task(exchange(gateway, body))
     await asyncio.sleep(0)
     assert (await exchange(gateway, orjson.dumps({"model": "x"}), path="/v1/embeddings")).HasField("request_body")
+    assert not long.done()
+    answered.set()
     assert (await long).HasField("request_body")
     ((_, hits),) = asked(gateway)
     assert 7_500 * 8 <= hits <= 7_500 * 9 + MESSAGE_OVERHEAD

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
+from support.exposition import told
 
 from extproc.telemetry import genai
 from extproc.telemetry.histogram import Histogram
@@ -21,16 +21,6 @@ FIRST = "gen_ai_server_time_to_first_token_seconds"
 EACH = "gen_ai_server_time_per_output_token_seconds"
 WHOLE = "gen_ai_server_request_duration_seconds"
 TOKENS = "gen_ai_client_token_usage"
-
-
-def told(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
-    """The series of the sample `name`: label values, in the order of the labels' names, to its value."""
-    return {
-        tuple(value for _, value in sorted(sample.labels.items())): sample.value
-        for family in parse_text(metrics.render()[0].decode())
-        for sample in family.samples
-        if sample.name == name
-    }
 
 
 def usage(model: str = "gpt-4o", **fields: Any) -> Usage:

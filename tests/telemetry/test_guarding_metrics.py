@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from support.exposition import told
 from support.guards import DENIED, GuardedGateway, chat, guarded
 from support.messages import request_headers, response_body, response_headers
 
@@ -20,16 +21,6 @@ DENIALS = "guard_denied_total"
 SECONDS = "extproc_guard_seconds"
 TOKENS = "extproc_guard_tokens_total"
 ROUTED = "extproc_routed_total"
-
-
-def told(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
-    """The series of the sample `name`: label values, in the order of the labels' names, to its value."""
-    return {
-        tuple(value for _, value in sorted(sample.labels.items())): sample.value
-        for family in parse_text(metrics.render()[0].decode())
-        for sample in family.samples
-        if sample.name == name
-    }
 
 
 @pytest.fixture
